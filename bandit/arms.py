@@ -1,0 +1,63 @@
+"""Arms: the models that may be called, and which of them can serve a request."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from bandit.types import Needs
+
+NOTHING_UNAVAILABLE: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A model that may be called. Prices in USD per million tokens; window in tokens (prompt and answer together)."""
+
+    name: str
+    price_usd_per_mtok_in: float
+    price_usd_per_mtok_out: float
+    context_window_tokens: int = 128_000
+    tools: bool = True
+
+    def cost_usd(self, tokens_in: float, tokens_out: float) -> float:
+        """USD = (tokens_in x price_in + tokens_out x price_out) / 10^6."""
+        return (tokens_in * self.price_usd_per_mtok_in + tokens_out * self.price_usd_per_mtok_out) * 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Why an arm cannot serve this request: a code from a closed list, and one sentence for a person."""
+
+    arm: str
+    code: str  # "context_window" | "tools" | "unavailable"
+    reason: str
+
+
+def eligible(
+    arms: Iterable[Arm], needs: Needs, unavailable: Mapping[str, str] = NOTHING_UNAVAILABLE
+) -> tuple[tuple[Arm, ...], tuple[Exclusion, ...]]:
+    """Split arms into those that can serve the request and those that cannot, each of these with its reason.
+
+    unavailable: arm name -> why it cannot be called now (no key, failed in this request, ...).
+    """
+    able: list[Arm] = []
+    unable: list[Exclusion] = []
+    for arm in arms:
+        exclusion = _exclusion(arm, needs, unavailable.get(arm.name))
+        if exclusion is None:
+            able.append(arm)
+        else:
+            unable.append(exclusion)
+    return tuple(able), tuple(unable)
+
+
+def _exclusion(arm: Arm, needs: Needs, unavailable: str | None) -> Exclusion | None:
+    if unavailable is not None:
+        return Exclusion(arm.name, "unavailable", unavailable)
+    if needs.tools and not arm.tools:
+        return Exclusion(arm.name, "tools", "the request offers tools and this model cannot call them")
+    tokens = needs.tokens_in + (needs.max_tokens_out or 0)
+    if tokens > arm.context_window_tokens:
+        reason = f"needs about {tokens} tokens, the window holds {arm.context_window_tokens}"
+        return Exclusion(arm.name, "context_window", reason)
+    return None

@@ -1,0 +1,89 @@
+"""Additive statistics of one arm: everything that is remembered of its ratings, as sums.
+
+Symbols    x (d,) features, r quality in [0, 1], w > 0 weight
+
+    xx   (d, d)  sum w x x'        n    sum w
+    xr   (d,)    sum w r x         rr   sum w r^2
+
+Sums commute and can be subtracted, so a late, revised or withdrawn rating is exact, and merging two sets of ratings is
+adding their statistics. The prior is no part of them: it is added when a posterior is read (bandit.quality).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bandit.types import Matrix, Vector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RatingStatistics:
+    """See the module's symbols. Instances are never changed in place: a reader may keep one as long as it likes."""
+
+    xx: Matrix
+    xr: Vector
+    n: float
+    rr: float
+
+    @classmethod
+    def empty(cls, d: int) -> "RatingStatistics":
+        return cls(np.zeros((d, d)), np.zeros(d), 0.0, 0.0)
+
+    def added(self, x: Vector, r: float, weight: float) -> "RatingStatistics":
+        wx = weight * x
+        return RatingStatistics(
+            self.xx + wx[:, None] * x, self.xr + r * wx, self.n + weight, self.rr + weight * r * r
+        )
+
+    def revised(self, x: Vector, r: float, *, old: float, weight: float) -> "RatingStatistics":
+        """The same rating with value r instead of old: what depends on x alone stays."""
+        return RatingStatistics(
+            self.xx, self.xr + (weight * (r - old)) * x, self.n, self.rr + weight * (r * r - old * old)
+        )
+
+    def scaled(self, exponent: int) -> "RatingStatistics":
+        """Times 2^exponent, which is exact in floating point."""
+        return RatingStatistics(
+            np.ldexp(self.xx, exponent),
+            np.ldexp(self.xr, exponent),
+            float(np.ldexp(self.n, exponent)),
+            float(np.ldexp(self.rr, exponent)),
+        )
+
+    def times(self, factor: float) -> "RatingStatistics":
+        return RatingStatistics(self.xx * factor, self.xr * factor, self.n * factor, self.rr * factor)
+
+    def __add__(self, other: "RatingStatistics") -> "RatingStatistics":
+        return RatingStatistics(self.xx + other.xx, self.xr + other.xr, self.n + other.n, self.rr + other.rr)
+
+
+@dataclass(frozen=True, slots=True)
+class CallStatistics:
+    """What an arm's calls took: counts are integers, so sums are exact in any order.
+
+    calls: answered calls with known usage. tokens_in, tokens_out: as billed by the upstream; tokens_in_estimated: what
+    was estimated for the same calls before they were made. failures: calls that failed before an answer.
+    latency_us, first_byte_us: microseconds, summed over `timed` calls.
+    reported_calls, reported_nano_usd: costs told by the application, in 10^-9 USD, and what the registry says of the
+    same calls: listed_in_nano_usd for their prompts, listed_out for their price per token of answer (10^-9 USD each).
+    """
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_in_estimated: int = 0
+    tokens_out: int = 0
+    failures: int = 0
+    timed: int = 0
+    latency_us: int = 0
+    first_byte_us: int = 0
+    reported_calls: int = 0
+    reported_nano_usd: int = 0
+    listed_in_nano_usd: int = 0
+    listed_out_nano_usd_per_token: int = 0
+
+    def __add__(self, other: "CallStatistics") -> "CallStatistics":
+        return CallStatistics(*map(sum, zip(_fields(self), _fields(other), strict=True)))
+
+
+def _fields(statistics: CallStatistics) -> tuple[int, ...]:
+    return tuple(getattr(statistics, name) for name in CallStatistics.__slots__)

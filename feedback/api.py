@@ -1,0 +1,96 @@
+"""POST /feedback: how an answer did, by a user's rating, a judge's score, or what it really cost."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from feedback.events import CHARGED, COST_MAX_USD, RATED
+from feedback.ids import bare_id
+from feedback.intake import FeedbackRefusedError, Intake, Value, overall
+from feedback.store import Answer
+
+
+def _number_between(low: float, high: float, unit: str) -> BeforeValidator:
+    """One sentence for whatever is wrong with a number: what it must be."""
+
+    def check(value: Any) -> Any:
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (numeric and low <= value <= high):
+            raise ValueError(f"must be a number from {low:g} to {high:g}{unit}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Key = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class FeedbackBody(BaseModel):
+    """At least one of rating, judge_score and cost_usd. Fields of other names are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    decision_id: Annotated[str, Field(min_length=1, max_length=255)]
+    """The `id` of a chat completion, or the x-router-decision-id header of its response."""
+    rating: Annotated[Share | None, _number_between(0, 1, "")] = None
+    """A user's rating from 0 (useless) to 1 (right)."""
+    judge_score: Annotated[Share | None, _number_between(0, 1, "")] = None
+    """A judge's score from 0 to 1."""
+    judge: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}$")] = "judge"
+    """Which judge: every judge is a source of its own."""
+    cost_usd: Annotated[float | None, _number_between(0, COST_MAX_USD, " USD")] = None
+    """What the call really cost in USD, where that differs from list price times tokens."""
+    idempotency_key: Key | None = None
+    """A repeated key with the same value is a duplicate, with another value a conflict; a new key revises."""
+
+    @model_validator(mode="after")
+    def _something_given(self) -> "FeedbackBody":
+        if self.rating is None and self.judge_score is None and self.cost_usd is None:
+            raise ValueError("give at least one of rating (0..1), judge_score (0..1) and cost_usd (USD)")
+        return self
+
+    def values(self, key: str | None) -> list[Value]:
+        given = (
+            ("rating", RATED, "user", self.rating),
+            ("judge_score", RATED, f"judge:{self.judge}", self.judge_score),
+            ("cost_usd", CHARGED, "application", self.cost_usd),
+        )
+        return [Value(name, kind, source, v, key) for name, kind, source, v in given if v is not None]
+
+
+def feedback_router(intake: Intake) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/feedback", status_code=202)
+    async def give_feedback(
+        body: FeedbackBody, idempotency_key: Annotated[Key | None, Header()] = None
+    ) -> dict[str, Any]:
+        """202 with what became of it: applied, duplicate, revised, or queued (on disk here, applied later)."""
+        decision_id = bare_id(body.decision_id)
+        values = body.values(body.idempotency_key or idempotency_key)
+        answers = await intake.give(decision_id, values)
+        _refuse_conflicts(values, answers)
+        results = {value.name: overall([answer]) for value, answer in zip(values, answers, strict=True)}
+        return {"decision_id": decision_id, "status": overall(answers), "results": results}
+
+    return router
+
+
+def _refuse_conflicts(values: list[Value], answers: list[Answer | None]) -> None:
+    for value, answer in zip(values, answers, strict=True):
+        match answer:
+            case Answer.CONFLICT:
+                message = f"{value.name} was given before with another value; to revise it send a new idempotency_key"
+                raise FeedbackRefusedError(409, message, param=value.name, code="feedback_conflict")
+            case Answer.TOO_MANY:
+                message = f"{value.name} was given too often for this decision"
+                raise FeedbackRefusedError(409, message, param=value.name, code="too_many_feedbacks")
+            case Answer.MALFORMED:
+                message = (
+                    "the record of this decision is damaged; its feedback is kept in the dead-letter file"
+                )
+                raise FeedbackRefusedError(409, message, param="decision_id", code="decision_damaged")
+            case _:
+                continue

@@ -1,0 +1,234 @@
+"""The intake of feedback: what was accepted is on this machine's disk first, then in the log, once.
+
+    check the id -> spool (fsync) -> join and append at the store -> answer -> settled when read back in the log
+
+A store's "done" is not the end of it: a failover may take it back. So an entry stays in the spool until this replica has
+read it in the log and some time has passed, and is sent again whenever history was replaced; sending twice is harmless.
+"""
+
+import base64
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from feedback.ids import scope_of
+from feedback.recorder import Recorder
+from feedback.replica import History, Replica
+from feedback.spool import Entry, Spool, SpoolError
+from feedback.store import Answer, Feedback, Log, StoreError
+
+RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
+RESEND_AT_A_TIME: Final = 256
+REFUSALS: Final = {
+    Answer.CONFLICT: "the same idempotency key was used with another value",
+    Answer.TOO_MANY: "too many feedbacks for one decision",
+    Answer.MALFORMED: "the decision's record is damaged",
+}
+
+
+class FeedbackRefusedError(Exception):
+    """status: HTTP status; param: the offending field; code: for programs; str(error): for people."""
+
+    def __init__(self, status: int, message: str, *, param: str | None, code: str) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route's learning: its log, this process's fold of it, and what this process has yet to write."""
+
+    scope: str
+    log: Log
+    replica: Replica
+    recorder: Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of one feedback. kind: feedback.events.RATED or CHARGED; key: the caller's, or the default."""
+
+    name: str
+    kind: int
+    source: str
+    value: float
+    idempotency_key: str | None = None
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """A spooled feedback on its way: token once the store has answered, settled_at once it was read back."""
+
+    entry: Entry
+    scope: str
+    feedback: Feedback
+    token: str = ""
+    settled_at: float = 0.0
+    done: bool = False
+
+
+class Intake:
+    """clock: Unix seconds. window_s: how long a decision may be rated."""
+
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        spool: Spool,
+        *,
+        secrets: Sequence[bytes],
+        clock: Callable[[], float],
+        window_s: float,
+    ) -> None:
+        self._routes, self._spool, self._secrets = routes, spool, secrets
+        self._clock, self._window_s = clock, window_s
+        self._settled: deque[_Tracked] = deque()
+        # What an earlier life of this process, or a worker that died, had accepted comes first.
+        self._unsettled = {entry.sequence: _from_payload(entry) for entry in spool.pending()}
+
+    @property
+    def queued(self) -> int:
+        """Feedback accepted, and not yet in the log as far as this process knows."""
+        return sum(not tracked.token for tracked in self._unsettled.values())
+
+    async def give(self, decision_id: str, values: Sequence[Value]) -> list[Answer | None]:
+        """What became of each value; None: queued. Raises FeedbackRefusedError for an id that cannot be rated."""
+        route = self._route_of(decision_id)
+        record = route.recorder.record_of(decision_id)
+        feedbacks = [_feedback(decision_id, value, record) for value in values]
+        return [await self._give_one(route, feedback) for feedback in feedbacks]
+
+    async def resend(self, scope: str) -> None:
+        """Send what the store has not answered for; StoreError stops it until the next time."""
+        waiting = [t for t in self._unsettled.values() if t.scope == scope and not t.token]
+        for tracked in waiting[:RESEND_AT_A_TIME]:
+            settled = await self._routes[scope].log.give_feedback(tracked.feedback)
+            tracked.token = settled.token
+            if settled.answer in REFUSALS:
+                await self._bury(tracked, REFUSALS[settled.answer])
+            elif settled.answer is Answer.UNKNOWN_DECISION and self._too_late(tracked):
+                await self._bury(tracked, "its decision never became visible within the feedback window")
+
+    async def bury_strays(self) -> None:
+        """Feedback for routes that are no longer configured goes to the dead-letter file."""
+        for tracked in [t for t in self._unsettled.values() if t.scope not in self._routes]:
+            await self._bury(tracked, f"its route {tracked.scope} is not configured")
+
+    async def settle(self, scope: str, history: History) -> None:
+        """After a poll of that route: what was read back is settled, what was passed unseen is sent again."""
+        if history is not History.CONTINUED:
+            await self._history_changed(scope, history)
+        replica = self._routes[scope].replica
+        for tracked in [t for t in self._unsettled.values() if t.scope == scope and t.token]:
+            if replica.has_seen(tracked.token):
+                tracked.settled_at = self._clock()
+                self._settled.append(self._unsettled.pop(tracked.entry.sequence))
+            elif replica.has_passed(tracked.token):
+                tracked.token = ""
+        while self._settled and self._clock() - self._settled[0].settled_at >= RETAIN_S:
+            await self._spool.finish(self._settled.popleft().entry.sequence)
+
+    async def _history_changed(self, scope: str, history: History) -> None:
+        ours = [tracked for tracked in self._settled if tracked.scope == scope]
+        self._settled = deque(tracked for tracked in self._settled if tracked.scope != scope)
+        for tracked in ours:
+            if history is History.SEEDED:  # the seed holds it, and the store that knew its key is gone
+                await self._spool.finish(tracked.entry.sequence)
+            else:
+                self._unsettled[tracked.entry.sequence] = tracked
+        for tracked in self._unsettled.values():
+            if tracked.scope == scope:
+                tracked.token = ""
+
+    def _route_of(self, decision_id: str) -> Route:
+        found = scope_of(decision_id, self._secrets, self._routes)
+        if found is None:
+            message = "no decision of this router has this id; send the `id` of a chat completion or its x-router-decision-id"
+            raise FeedbackRefusedError(404, message, param="decision_id", code="decision_not_found")
+        scope, made_at = found
+        if self._clock() - made_at > self._window_s:
+            message = f"this decision can no longer be rated: the window is {self._window_s / 3600:g} hours"
+            raise FeedbackRefusedError(410, message, param="decision_id", code="feedback_window_closed")
+        return self._routes[scope]
+
+    async def _give_one(self, route: Route, feedback: Feedback) -> Answer | None:
+        try:
+            entry = await self._spool.append(_to_payload(route.scope, feedback, self._clock()))
+        except SpoolError:
+            return await self._give_unspooled(route, feedback)
+        tracked = _Tracked(entry, route.scope, feedback)
+        try:
+            settled = await route.log.give_feedback(feedback)
+        except StoreError:
+            return None
+        else:
+            tracked.done = settled.answer in REFUSALS  # the caller is told, so nothing is left to do
+            tracked.token = settled.token
+        finally:  # also when the caller left meanwhile: what is in the spool is followed to its end
+            if not tracked.done:
+                self._unsettled[entry.sequence] = tracked
+        if tracked.done:
+            await self._spool.finish(entry.sequence)
+        return settled.answer if settled.answer not in (Answer.UNKNOWN_DECISION, Answer.NOT_SEEDED) else None
+
+    async def _give_unspooled(self, route: Route, feedback: Feedback) -> Answer:
+        """The disk takes nothing: only the store's own word is left to rely on."""
+        try:
+            settled = await route.log.give_feedback(feedback)
+        except StoreError as error:
+            message = "feedback can be kept neither on disk nor in the store now; send it again later"
+            raise FeedbackRefusedError(503, message, param=None, code="store_unavailable") from error
+        if settled.answer in (Answer.UNKNOWN_DECISION, Answer.NOT_SEEDED):
+            message = (
+                "the decision is not visible yet and feedback cannot be kept on disk; send it again later"
+            )
+            raise FeedbackRefusedError(503, message, param=None, code="store_unavailable")
+        return settled.answer
+
+    def _too_late(self, tracked: _Tracked) -> bool:
+        return self._clock() - float(tracked.entry.payload["at"]) > self._window_s
+
+    async def _bury(self, tracked: _Tracked, reason: str) -> None:
+        await self._spool.bury(tracked.entry, reason)
+        self._unsettled.pop(tracked.entry.sequence, None)
+
+
+def _feedback(decision_id: str, value: Value, record: bytes | None) -> Feedback:
+    key = hashlib.blake2b(digest_size=8)
+    for part in (value.source, str(value.kind), value.idempotency_key or ""):
+        key.update(part.encode() + b"\0")
+    return Feedback(decision_id, value.kind, value.source, value.value, key.digest(), record)
+
+
+def _to_payload(scope: str, feedback: Feedback, now: float) -> dict[str, Any]:
+    return {
+        "scope": scope,
+        "id": feedback.decision_id,
+        "kind": feedback.kind,
+        "source": feedback.source,
+        "value": feedback.value,
+        "key": base64.b64encode(feedback.key).decode(),
+        "record": base64.b64encode(feedback.record or b"").decode(),
+        "at": now,
+    }
+
+
+def _from_payload(entry: Entry) -> _Tracked:
+    p = entry.payload
+    feedback = Feedback(
+        decision_id=p["id"],
+        kind=p["kind"],
+        source=p["source"],
+        value=p["value"],
+        key=base64.b64decode(p["key"]),
+        record=base64.b64decode(p["record"]) or None,
+    )
+    return _Tracked(entry, p["scope"], feedback)
+
+
+def overall(answers: Iterable[Answer | None]) -> str:
+    """One status for several values: the one that leaves most to be done."""
+    order = (None, Answer.APPLIED, Answer.REVISED, Answer.DUPLICATE)
+    first = min(answers, key=order.index)
+    return "queued" if first is None else first.value

@@ -1,0 +1,118 @@
+"""Learning as a service runs it: every route's log, replica and recorder, the intake, and the tick that drives them.
+
+One tick writes what requests left behind, sends queued feedback, and folds what is new. Requests never wait for it.
+`run` ticks for ever; tests and simulations call `tick` themselves.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from bandit.quality import QualityModel
+from feedback.intake import Intake, Route
+from feedback.recorder import Recorder
+from feedback.replica import Replica, catch_up
+from feedback.spool import Spool
+from feedback.store import Store, StoreError
+
+TICK_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 2.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who writes and who may rate. worker: unique to this process; secrets: the newest first, each MACs decision ids;
+    window_s: how long a decision may be rated, in seconds.
+    """
+
+    worker: str
+    secrets: Sequence[bytes]
+    window_s: float
+
+
+class Learning:
+    """routes: "tenant.route" -> its learning. store_error: why the store could not be reached last time, or None."""
+
+    def __init__(
+        self,
+        store: Store,
+        spool: Spool,
+        models: Mapping[str, QualityModel],
+        *,
+        identity: Identity,
+        clock: Callable[[], float],
+        revive: Callable[[], object] | None = None,
+    ) -> None:
+        """models: scope -> the route's quality model. clock: Unix seconds. revive: called when the store is away, to
+        bring back an embedded one.
+        """
+        self.routes: Mapping[str, Route] = MappingProxyType(
+            {scope: _route(store, scope, model, identity.worker) for scope, model in models.items()}
+        )
+        self.spool = spool
+        self.intake = Intake(
+            self.routes, spool, secrets=identity.secrets, clock=clock, window_s=identity.window_s
+        )
+        self.store_error: str | None = None
+        self._store, self._revive = store, revive
+
+    async def start(self) -> None:
+        """Fold what is stored. A store that is away stops nothing: decisions begin with the prior."""
+        await self.intake.bury_strays()
+        try:
+            for route in self.routes.values():
+                await catch_up(route.replica)
+        except StoreError as error:
+            self._store_away(error)
+
+    async def tick(self) -> None:
+        """Write, send, fold: once, for every route. StoreError where the store is away."""
+        for scope, route in self.routes.items():
+            await route.recorder.flush()
+            await self.intake.resend(scope)
+            history = await route.replica.poll()
+            await self.intake.settle(scope, history)
+        if self.store_error is not None:
+            log.warning("the store is back")
+            self.store_error = None
+
+    async def run(self) -> None:
+        """Tick until cancelled; after a failure with growing pauses."""
+        pause = TICK_S
+        while True:
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - only so that replicas do not march in step
+            try:
+                await self.tick()
+                pause = TICK_S
+            except StoreError as error:
+                self._store_away(error)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            except Exception:  # nothing may end learning for good; what happened is in the log
+                log.exception("a tick of learning failed")
+                pause = LONGEST_PAUSE_S
+
+    async def close(self) -> None:
+        """Write what waits, if the store takes it, and let go of everything."""
+        try:
+            await self.tick()
+        except StoreError as error:
+            log.warning("closing with the store away (%s); feedback is in the spool", error)
+        await self.spool.close()
+        await self._store.close()
+
+    def _store_away(self, error: StoreError) -> None:
+        if self.store_error is None:
+            log.warning("the store is away (%s): deciding from memory, feedback waits in the spool", error)
+        self.store_error = str(error)
+        if self._revive is not None:
+            self._revive()
+
+
+def _route(store: Store, scope: str, model: QualityModel, worker: str) -> Route:
+    one = store.log(scope)
+    return Route(scope, one, Replica(one, model), Recorder(one, worker=f"{worker}/{scope}"))

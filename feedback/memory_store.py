@@ -1,0 +1,111 @@
+"""The store protocol in this process's memory: for simulations, tests and `--ephemeral`. Nothing survives the process."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from feedback.events import feedback_tail
+from feedback.records import MalformedError, decode_record
+from feedback.state import START
+from feedback.store import (
+    RATINGS_PER_DECISION,
+    Answer,
+    Entry,
+    Feedback,
+    Settled,
+    Tail,
+    chained,
+    check_scope,
+    position,
+)
+
+
+class MemoryStore:
+    def __init__(self) -> None:
+        self._logs: dict[str, MemoryLog] = {}
+
+    def log(self, scope: str) -> "MemoryLog":
+        return self._logs.setdefault(check_scope(scope), MemoryLog())
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+
+@dataclass(slots=True)
+class _Given:
+    """Feedback on one decision: current value by source, and the value that came with each idempotency key."""
+
+    current: dict[tuple[int, str], float] = field(default_factory=dict)
+    by_key: dict[bytes, float] = field(default_factory=dict)
+
+
+class MemoryLog:
+    def __init__(self) -> None:
+        self._records: dict[str, bytes] = {}
+        self._given: dict[str, _Given] = {}
+        self._entries: list[Entry] = []
+        self._last: str | None = None
+        self._snapshot: tuple[str, bytes] | None = None
+
+    async def put_decisions(self, records: Mapping[str, bytes]) -> None:
+        self._records = {**records, **self._records}
+
+    async def get_decision(self, decision_id: str) -> bytes | None:
+        return self._records.get(decision_id)
+
+    async def give_feedback(self, feedback: Feedback) -> Settled:
+        record = self._records.get(feedback.decision_id) or feedback.record
+        if record is None:
+            return Settled(Answer.UNKNOWN_DECISION)
+        try:
+            prefix = decode_record(record)[0].encode()
+        except MalformedError:
+            return Settled(Answer.MALFORMED)
+        given = self._given.get(feedback.decision_id) or _Given()
+        if feedback.key in given.by_key:
+            same = given.by_key[feedback.key] == feedback.value
+            return Settled(Answer.DUPLICATE, self._last or "") if same else Settled(Answer.CONFLICT)
+        if len(given.by_key) >= RATINGS_PER_DECISION:
+            return Settled(Answer.TOO_MANY)
+        if self._last is None:
+            return Settled(Answer.NOT_SEEDED)
+        old = given.current.get((feedback.kind, feedback.source))
+        head = bytes([feedback.kind, old is not None])
+        token = self._append(head + prefix + feedback_tail(feedback.value, old, feedback.source))
+        given.by_key[feedback.key] = feedback.value
+        given.current[feedback.kind, feedback.source] = feedback.value
+        self._given[feedback.decision_id] = given
+        return Settled(Answer.APPLIED if old is None else Answer.REVISED, token)
+
+    async def append(self, entry: bytes) -> str | None:
+        return None if self._last is None else self._append(entry)
+
+    async def read(self, after: str, limit: int) -> Tail:
+        first = bisect_right(self._entries, position(after), key=lambda entry: position(entry.token))
+        later = self._entries[first : first + limit]
+        return Tail(self._last, self._snapshot[0] if self._snapshot else None, later)
+
+    async def seed(self, snapshot: bytes, token: str) -> bool:
+        if self._last is not None:
+            return False
+        self._snapshot, self._last = (token, snapshot), token
+        return True
+
+    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:
+        current = self._snapshot[0] if self._snapshot else START
+        known = any(entry.token == token for entry in self._entries)
+        if current != base or not known or position(token) <= position(base):
+            return False
+        self._snapshot = (token, snapshot)
+        return True
+
+    async def load_snapshot(self) -> bytes | None:
+        return self._snapshot[1] if self._snapshot else None
+
+    def _append(self, data: bytes) -> str:
+        previous = self._last or START
+        milliseconds, sequence = position(previous)
+        token = chained(f"{milliseconds}-{sequence + 1}", previous, data)
+        self._entries.append(Entry(previous, token, data))
+        self._last = token
+        return token

@@ -1,0 +1,72 @@
+"""The recorder: takes decisions and calls from requests without making them wait, and writes them behind their back.
+
+Decisions wait in memory until the store has them, and stay there a while longer, so that feedback which is quicker than
+the store still finds its decision. Calls are summed per arm and appended as one event per flush; (worker, sequence)
+makes an append whose answer was lost harmless.
+"""
+
+from collections import OrderedDict
+from itertools import islice
+from typing import Final
+
+from bandit.statistics import CallStatistics
+from feedback.events import Called, encode_called
+from feedback.store import Log
+
+DECISIONS_KEPT: Final = 20_000
+BATCH: Final = 256
+
+
+class Recorder:
+    """worker: a name that no other process, past or present, has used."""
+
+    def __init__(self, log: Log, *, worker: str) -> None:
+        self.dropped = 0  # decisions pushed out before the store had them
+        self._log, self._worker = log, worker
+        self._unwritten: OrderedDict[str, bytes] = OrderedDict()
+        self._written: OrderedDict[str, bytes] = OrderedDict()
+        self._calls: dict[str, CallStatistics] = {}
+        self._sequence = 0
+        self._sending: Called | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Decisions that the store does not have yet."""
+        return len(self._unwritten)
+
+    def decided(self, decision_id: str, record: bytes) -> None:
+        self._unwritten[decision_id] = record
+        if len(self._unwritten) > DECISIONS_KEPT:
+            self._unwritten.popitem(last=False)
+            self.dropped += 1
+
+    def called(self, arm: str, calls: CallStatistics) -> None:
+        self._calls[arm] = self._calls.get(arm, CallStatistics()) + calls
+
+    def record_of(self, decision_id: str) -> bytes | None:
+        """The decision's record, where this process still holds it."""
+        return self._unwritten.get(decision_id) or self._written.get(decision_id)
+
+    async def flush(self) -> None:
+        """Write what waits; after a StoreError it waits on, and the next flush tries again."""
+        await self._flush_decisions()
+        await self._flush_calls()
+
+    async def _flush_decisions(self) -> None:
+        while self._unwritten:
+            batch = dict(islice(self._unwritten.items(), BATCH))
+            await self._log.put_decisions(batch)
+            for decision_id, record in batch.items():
+                self._unwritten.pop(decision_id, None)
+                self._written[decision_id] = record
+            while len(self._written) > DECISIONS_KEPT:
+                self._written.popitem(last=False)
+
+    async def _flush_calls(self) -> None:
+        if self._sending is None and self._calls:
+            self._sending = Called(self._worker, self._sequence, self._calls)
+            self._sequence, self._calls = self._sequence + 1, {}
+        if self._sending is not None:
+            appended = await self._log.append(encode_called(self._sending))
+            if appended is not None:  # a store without a log waits for a replica to seed it
+                self._sending = None

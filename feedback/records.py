@@ -1,0 +1,125 @@
+"""The record of a decision, as compact bytes: a prefix that is all a rating needs to be learned, then an explanation.
+
+    prefix   56-byte head | arm name (UTF-8) | x as d float16        copied unchanged into the log when a rating arrives
+    rest     JSON: candidates with their probabilities, exclusions with their codes, the objective, the log position
+
+The head is little-endian: version u8, attempt u8, prefix length u16, d u16, arm length u16, decided_at f64 (Unix
+seconds), propensity f64, features tag 8 bytes, policy tag 8 bytes, and what the registry said of the call's price:
+listed_in_nano_usd u64 for the prompt and listed_out_nano_usd_per_token u64.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from bandit.decide import Decision
+from bandit.features import TAG
+from bandit.types import Vector
+
+VERSION: Final = 1
+HEAD: Final = struct.Struct("<BBHHHdd8s8sQQ")
+D_MAX: Final = 1024
+X_MAX: Final = 64.0  # |x| above this is no feature of ours
+DECIDED_AT_MAX: Final = 2.0**36  # the year 4147: a later time is no clock's, and its weight would overflow
+
+
+class MalformedError(ValueError):
+    """Bytes that are no record or event of ours."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecisionPrefix:
+    """What learning needs to know of a decision. Units as in the module's docstring."""
+
+    arm: str
+    x: Vector  # (d,)
+    decided_at: float
+    propensity: float
+    features: bytes
+    policy: bytes
+    attempt: int = 0
+    listed_in_nano_usd: int = 0
+    listed_out_nano_usd_per_token: int = 0
+
+    def encode(self) -> bytes:
+        arm = self.arm.encode()
+        length = HEAD.size + len(arm) + 2 * len(self.x)
+        head = HEAD.pack(
+            VERSION,
+            self.attempt,
+            length,
+            len(self.x),
+            len(arm),
+            self.decided_at,
+            self.propensity,
+            self.features,
+            self.policy,
+            self.listed_in_nano_usd,
+            self.listed_out_nano_usd_per_token,
+        )
+        return head + arm + self.x.astype("<f2").tobytes()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "DecisionPrefix":
+        """Raises MalformedError unless `data` is exactly one prefix with finite features."""
+        if len(data) < HEAD.size:
+            raise MalformedError(f"{len(data)} bytes are too few for a decision")
+        version, attempt, length, d, arm_length, *rest = HEAD.unpack_from(data)
+        if version != VERSION or length != len(data) or length != HEAD.size + arm_length + 2 * d:
+            raise MalformedError("the lengths in a decision's head do not fit its bytes")
+        decided_at, propensity, features, policy, listed_in, listed_out = rest
+        x = np.frombuffer(data, "<f2", d, HEAD.size + arm_length).astype(np.float64)
+        if not 1 <= d <= D_MAX or not bool(np.all(np.abs(x) <= X_MAX)):  # NaN fails the comparison too
+            raise MalformedError("a decision's features are not finite and small")
+        if not (0.0 <= decided_at <= DECIDED_AT_MAX and 0.0 < propensity <= 1.0):
+            raise MalformedError("a decision's time or propensity is out of range")
+        arm = _text(data[HEAD.size : HEAD.size + arm_length])
+        return cls(arm, x, decided_at, propensity, features, policy, attempt, listed_in, listed_out)
+
+
+def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: int = 0) -> DecisionPrefix:
+    """decided_at: Unix seconds; policy: 8-byte tag of the policy and quality model that decided."""
+    arm, needs = decision.arm, decision.context.needs
+    return DecisionPrefix(
+        arm=arm.name,
+        x=decision.context.x,
+        decided_at=decided_at,
+        propensity=decision.propensity,
+        features=TAG,
+        policy=policy,
+        attempt=attempt,
+        listed_in_nano_usd=round(needs.tokens_in * arm.price_usd_per_mtok_in * 1e3),
+        listed_out_nano_usd_per_token=round(arm.price_usd_per_mtok_out * 1e3),
+    )
+
+
+def policy_tag(*parts: object) -> bytes:
+    """8 bytes that name a policy with all its parameters; frozen dataclasses print them all."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+
+
+def encode_record(prefix: DecisionPrefix, explanation: dict[str, Any]) -> bytes:
+    return prefix.encode() + orjson.dumps(explanation)
+
+
+def decode_record(data: bytes) -> tuple[DecisionPrefix, dict[str, Any]]:
+    """Raises MalformedError."""
+    if len(data) < HEAD.size:
+        raise MalformedError(f"{len(data)} bytes are too few for a decision")
+    length = HEAD.unpack_from(data)[2]
+    try:
+        explanation = orjson.loads(data[length:])
+    except orjson.JSONDecodeError as error:
+        raise MalformedError("a decision's explanation is no JSON") from error
+    return DecisionPrefix.decode(data[:length]), explanation
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedError("an arm's name is no UTF-8") from error

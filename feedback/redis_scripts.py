@@ -1,0 +1,82 @@
+"""The scripts that run inside Redis or Valkey (Lua 5.1 with struct; 6.2 and newer).
+
+Every check and read comes before the first write, and the first write is one that a full or read-only server refuses:
+so each script happens whole or not at all. All keys of a call share one hash tag.
+"""
+
+from typing import Final
+
+FEEDBACK: Final = """
+-- KEYS  decision, ratings, log, meta
+-- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64, source, carried record or '', ttl ms, most ratings
+local record = redis.call('GET', KEYS[1])
+if not record then record = ARGV[6] end
+if record == '' then return {'unknown_decision'} end
+if #record < 56 then return {'malformed'} end
+local version, _, length, d, arm = struct.unpack('<BBHHH', record)
+if version ~= 1 or length ~= 56 + arm + 2 * d or #record < length then return {'malformed'} end
+
+local same = redis.call('HGET', KEYS[2], 'k' .. ARGV[3])
+if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or ''} end
+if same then return {'conflict'} end
+if tonumber(redis.call('HGET', KEYS[2], 'n') or 0) >= tonumber(ARGV[8]) then return {'too_many'} end
+local last = redis.call('HGET', KEYS[4], 'last')
+if not last then return {'not_seeded'} end
+
+local old = redis.call('HGET', KEYS[2], 's' .. ARGV[2])
+local entry = ARGV[1] .. (old and '\\1' or '\\0') .. string.sub(record, 1, length)
+  .. ARGV[4] .. (old or string.rep('\\0', 8)) .. ARGV[5]
+local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry)
+local token = id .. ':' .. string.sub(redis.sha1hex(last .. entry), 1, 16)
+redis.call('HSET', KEYS[4], 'last', token)
+redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], ARGV[4])
+redis.call('HINCRBY', KEYS[2], 'n', 1)
+redis.call('PEXPIRE', KEYS[2], ARGV[7])
+return {old and 'revised' or 'applied', token}
+"""
+
+APPEND: Final = """
+-- KEYS  log, meta      ARGV  entry
+local last = redis.call('HGET', KEYS[2], 'last')
+if not last then return false end
+local id = redis.call('XADD', KEYS[1], '*', 'p', last, 'e', ARGV[1])
+local token = id .. ':' .. string.sub(redis.sha1hex(last .. ARGV[1]), 1, 16)
+redis.call('HSET', KEYS[2], 'last', token)
+return token
+"""
+
+SEED: Final = """
+-- KEYS  snapshot, log, meta      ARGV  snapshot, token
+if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3]) > 0 then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[3], 'snapshot', ARGV[2], 'last', ARGV[2])
+local id = string.match(ARGV[2], '^[^:]+')
+if id ~= '0-0' then  -- ids go on from there, though this server's clock may be behind that of the one before
+  redis.call('XADD', KEYS[2], id, 'p', '', 'e', '')
+  redis.call('XDEL', KEYS[2], id)
+end
+return 1
+"""
+
+SNAPSHOT: Final = """
+-- KEYS  snapshot, log, meta      ARGV  snapshot, its token, the token it replaces, trim entries before this id or ''
+local base = redis.call('HGET', KEYS[3], 'snapshot')
+if base ~= ARGV[3] then return 0 end
+local function order(token)
+  local a, b = string.match(token, '^(%d+)-(%d+)')
+  return tonumber(a), tonumber(b)
+end
+local a1, b1 = order(ARGV[2])
+local a0, b0 = order(base)
+if a1 < a0 or (a1 == a0 and b1 <= b0) then return 0 end
+local id = string.match(ARGV[2], '^[^:]+')
+local found = redis.call('XRANGE', KEYS[2], id, id)[1]
+if not found then return 0 end
+local fields = {}
+for i = 1, #found[2], 2 do fields[found[2][i]] = found[2][i + 1] end
+if id .. ':' .. string.sub(redis.sha1hex(fields['p'] .. fields['e']), 1, 16) ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[3], 'snapshot', ARGV[2])
+if ARGV[4] ~= '' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[4]) end
+return 1
+"""

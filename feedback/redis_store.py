@@ -1,0 +1,176 @@
+"""The store protocol on Redis or Valkey: the only module that imports redis.
+
+Keys of a route, all in one slot (the braces are the hash tag):
+
+    PREFIX:{tenant.route}:d:ID   string   decision record, kept for the feedback window
+    PREFIX:{tenant.route}:f:ID   hash     feedback given to that decision: value by idempotency key, and by source
+    PREFIX:{tenant.route}:log    stream   entries: p = the token before, e = the event
+    PREFIX:{tenant.route}:meta   hash     last = token of the log's end, snapshot = token of the snapshot
+    PREFIX:{tenant.route}:snap   string   feedback.state bytes
+
+Nothing here is retried: a call takes at most `timeout_s`, then it is a StoreError and the caller's own queue tries again.
+"""
+
+import hashlib
+import struct
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, ResponseError
+
+from feedback.redis_scripts import APPEND, FEEDBACK, SEED, SNAPSHOT
+from feedback.store import (
+    RATINGS_PER_DECISION,
+    Answer,
+    Entry,
+    Feedback,
+    Settled,
+    StoreError,
+    StoreUnfitError,
+    Tail,
+    chained,
+    check_scope,
+    position,
+    stream_id,
+)
+
+TIMEOUT_S: Final = 0.25
+LOG_KEPT_MS: Final = (
+    86_400_000  # entries that a snapshot covers stay this long, for slow replicas and for auditors
+)
+
+
+class RedisStore:
+    def __init__(
+        self, url: str, *, prefix: str = "lr", decision_ttl_ms: int, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """url: redis://, rediss:// or unix://. decision_ttl_ms: how long decisions wait for feedback."""
+        self._redis: Redis = Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=15,
+            protocol=2,
+        )
+        self._prefix, self._ttl_ms = prefix, decision_ttl_ms
+
+    def log(self, scope: str) -> "RedisLog":
+        return RedisLog(self._redis, f"{self._prefix}:{{{check_scope(scope)}}}", self._ttl_ms)
+
+    async def probe(self) -> str:
+        """The server's version, after showing that it can run the scripts.
+
+        StoreError where it cannot be asked; StoreUnfitError says what is missing and what would be right.
+        """
+        info = await _asked(self._redis.info())
+        try:
+            await self._redis.eval("return redis.sha1hex('') .. struct.pack('<H', 1)", 0)
+        except ResponseError as error:
+            raise StoreUnfitError(
+                f"the server runs no scripts ({error}); allow EVAL, EVALSHA and Lua"
+            ) from error
+        except Exception as error:
+            raise _unavailable(error) from error
+        version = str(info.get("valkey_version") or info.get("redis_version") or "0")
+        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+            raise StoreUnfitError(
+                f"the server is version {version}; Redis 6.2 or newer, or Valkey, is needed"
+            )
+        policy = info.get("maxmemory_policy")
+        if policy not in (None, "noeviction"):
+            raise StoreUnfitError(
+                f"the server evicts ({policy}) and would drop what was learned: set maxmemory-policy noeviction"
+            )
+        return version
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class RedisLog:
+    def __init__(self, redis: Redis, base: str, ttl_ms: int) -> None:
+        self._redis, self._ttl_ms = redis, ttl_ms
+        self._decision, self._given = f"{base}:d:", f"{base}:f:"
+        self._log, self._meta, self._snapshot = f"{base}:log", f"{base}:meta", f"{base}:snap"
+
+    async def put_decisions(self, records: Mapping[str, bytes]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for decision_id, record in records.items():
+            pipeline.set(self._decision + decision_id, record, px=self._ttl_ms, nx=True)
+        await _asked(pipeline.execute())
+
+    async def get_decision(self, decision_id: str) -> bytes | None:
+        record: bytes | None = await _asked(self._redis.get(self._decision + decision_id))
+        return record
+
+    async def give_feedback(self, feedback: Feedback) -> Settled:
+        keys = [
+            self._decision + feedback.decision_id,
+            self._given + feedback.decision_id,
+            self._log,
+            self._meta,
+        ]
+        kind = bytes([feedback.kind])
+        slot = hashlib.blake2b(kind + feedback.source.encode(), digest_size=8).digest()
+        value = struct.pack("<d", feedback.value)
+        given = [kind, slot, feedback.key, value, feedback.source, feedback.record or b""]
+        reply = await self._script(FEEDBACK, keys, [*given, self._ttl_ms, RATINGS_PER_DECISION])
+        return Settled(Answer(reply[0].decode()), reply[1].decode() if len(reply) > 1 else "")
+
+    async def append(self, entry: bytes) -> str | None:
+        token: bytes | None = await self._script(APPEND, [self._log, self._meta], [entry])
+        return _text(token)
+
+    async def read(self, after: str, limit: int) -> Tail:
+        pipeline = self._redis.pipeline(transaction=False)  # in this order: a `last` from before the entries
+        pipeline.hmget(self._meta, "last", "snapshot")
+        pipeline.xrange(self._log, min=f"({stream_id(after)}", max="+", count=limit)
+        (last, snapshot), rows = await _asked(pipeline.execute())
+        return Tail(_text(last), _text(snapshot), [_entry(key, fields) for key, fields in rows])
+
+    async def seed(self, snapshot: bytes, token: str) -> bool:
+        keys = [self._snapshot, self._log, self._meta]
+        return bool(await self._script(SEED, keys, [snapshot, token]))
+
+    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:
+        milliseconds = min(position(base)[0], position(token)[0] - LOG_KEPT_MS)
+        trim = f"{milliseconds}-0" if milliseconds > 0 else ""
+        keys = [self._snapshot, self._log, self._meta]
+        return bool(await self._script(SNAPSHOT, keys, [snapshot, token, base, trim]))
+
+    async def load_snapshot(self) -> bytes | None:
+        snapshot: bytes | None = await _asked(self._redis.get(self._snapshot))
+        return snapshot
+
+    async def _script(self, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        digest = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - the name that the server gives to a script
+        try:
+            return await self._redis.evalsha(digest, len(keys), *keys, *arguments)
+        except NoScriptError:  # a new server, or one that restarted
+            return await _asked(self._redis.eval(source, len(keys), *keys, *arguments))
+        except Exception as error:
+            raise _unavailable(error) from error
+
+
+async def _asked(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except Exception as error:  # the client leaks AttributeError and the like when a connection dies under it
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> StoreError:
+    return StoreError(f"{type(error).__name__}: {error}")
+
+
+def _entry(key: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+    previous, data = fields.get(b"p", b"").decode(errors="replace"), fields.get(b"e", b"")
+    return Entry(previous, chained(key.decode(), previous, data), data)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")

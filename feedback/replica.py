@@ -1,0 +1,152 @@
+"""A replica: this process's fold of one route's log, kept up to date, and the posterior made from it.
+
+`poll` reads what is new and folds it in. What it returns says what that means for feedback on its way (feedback.intake):
+history went on, was replaced (a failover lost a suffix, or this replica was too slow), or was seeded from memory because
+the store had lost it all. The last good state is never given up for nothing: an empty store is refilled from it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from bandit.features import DIMENSION, TAG
+from bandit.posterior import Posterior
+from bandit.quality import QualityModel
+from feedback.learn import fold
+from feedback.records import MalformedError
+from feedback.state import START, State
+from feedback.store import Log, StoreError, Tail, position
+
+BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
+SNAPSHOT_EVENTS: Final = 1000
+SNAPSHOT_S: Final = 60.0
+TOKENS_REMEMBERED: Final = 4096
+
+
+class History(Enum):
+    CONTINUED = "continued"
+    REPLACED = "replaced"
+    SEEDED = "seeded"
+
+
+@dataclass(slots=True)
+class Counters:
+    """What operators see of a replica. last_poll: monotonic seconds of the last poll that reached the store."""
+
+    reloads: int = 0
+    seeds: int = 0
+    snapshots: int = 0
+    bad_snapshots: int = 0
+    last_poll: float = float("-inf")
+
+
+class Replica:
+    def __init__(self, log: Log, model: QualityModel, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.state = State(TAG, DIMENSION)
+        self.posterior: Posterior = self.state.posterior(model)
+        self.counters = Counters()
+        self._log, self._model, self._clock = log, model, clock
+        self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
+        self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
+
+    def has_seen(self, token: str) -> bool:
+        """The entry is in the history that this replica holds (asked of recent tokens only)."""
+        return token == self.state.cursor or token in self._seen
+
+    def has_passed(self, token: str) -> bool:
+        """The replica is at or beyond where the entry would have to be."""
+        return position(token) <= position(self.state.cursor)
+
+    async def load(self) -> None:
+        """Begin with the stored snapshot instead of the log's first entry."""
+        self._adopt(await self._stored_state())
+        self._events_at_snapshot = self.state.events + self.state.skipped
+
+    async def poll(self) -> History:
+        """Fold everything that is new; StoreError where the store cannot be read."""
+        while True:
+            tail = await self._log.read(self.state.cursor, BATCH)
+            self.counters.last_poll = self._clock()
+            if tail.last is None:
+                return await self._seed()
+            if not self._continues(tail):
+                await self._reload()
+                return History.REPLACED
+            self._fold(tail)
+            if len(tail.entries) < BATCH:
+                await self._save_snapshot(tail.snapshot or START)
+                return History.CONTINUED
+
+    def _continues(self, tail: Tail) -> bool:
+        """Each entry names the one before it, so a fork or a gap shows at once."""
+        cursor = self.state.cursor
+        if not tail.entries:
+            return tail.last == cursor
+        for entry in tail.entries:
+            if entry.previous != cursor:
+                return False
+            cursor = entry.token
+        return True
+
+    def _fold(self, tail: Tail) -> None:
+        if not tail.entries:
+            return
+        state = self.state
+        for entry in tail.entries:
+            state = fold(state, entry.token, entry.data)
+            self._seen.append(entry.token)
+        self._adopt(state)
+
+    def _adopt(self, state: State) -> None:
+        self.state, self.posterior = state, state.posterior(self._model)
+
+    async def _seed(self) -> History:
+        """The store holds no log: begin one with what this replica knows, if nobody else is quicker."""
+        if await self._log.seed(self.state.to_bytes(), self.state.cursor):
+            self.counters.seeds += 1
+            return History.SEEDED
+        await self._reload()
+        return History.SEEDED
+
+    async def _reload(self) -> None:
+        """Take the stored snapshot as the new beginning; the next poll goes on from there."""
+        self.counters.reloads += 1
+        await self.load()
+        self._seen.clear()
+
+    async def _stored_state(self) -> State:
+        data = await self._log.load_snapshot()
+        if data is None:
+            return State(TAG, DIMENSION)
+        try:
+            stored = State.from_bytes(data)
+        except MalformedError:
+            self.counters.bad_snapshots += 1
+            return State(TAG, DIMENSION)  # the whole log again, if it still reaches back to its start
+        if (
+            stored.features != TAG
+        ):  # another version's vectors: their place in the log counts, their sums do not
+            return replace(State(TAG, DIMENSION), cursor=stored.cursor)
+        return stored
+
+    async def _save_snapshot(self, base: str) -> None:
+        fresh = self.state.events + self.state.skipped - self._events_at_snapshot
+        overdue = self._clock() >= self._snapshot_due and fresh > 0
+        if fresh < SNAPSHOT_EVENTS and not overdue:
+            return
+        self._events_at_snapshot = self.state.events + self.state.skipped
+        self._snapshot_due = self._clock() + SNAPSHOT_S
+        if await self._log.save_snapshot(self.state.to_bytes(), self.state.cursor, base=base):
+            self.counters.snapshots += 1
+
+
+async def catch_up(replica: Replica) -> None:
+    """Bring a fresh replica to the log's end: the stored snapshot, then the entries after it."""
+    await replica.load()
+    for _ in range(3):
+        if await replica.poll() is History.CONTINUED:
+            return
+    raise StoreError("the log does not settle: its snapshot and its entries do not fit together")

@@ -1,0 +1,150 @@
+"""The store protocol: one hash-linked log per (tenant, route), its snapshot, and the decisions that await feedback.
+
+A token names a position in a log: `streamid:` and the first 16 hex digits of sha1(previous token + entry). It is a hash
+chain, so equal tokens mean equal histories: a stream id alone is not enough, because a promoted server with a slower
+clock can give an id again. Every entry carries the token before it.
+
+Implementations: feedback.redis_store (Redis or Valkey, embedded or not) and feedback.memory_store (one process, nothing
+on disk). One suite of tests runs over both.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+ENTRY_MAX_BYTES: Final = 64 * 1024
+RATINGS_PER_DECISION: Final = 64
+_SCOPE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
+
+
+class StoreError(Exception):
+    """The store cannot do it now: away, slow, full, read-only, ... The message says which; try again later."""
+
+
+class StoreUnfitError(StoreError):
+    """The store can never do it as it is: its version, its settings or its permissions are wrong."""
+
+
+class Answer(Enum):
+    """What became of a feedback at the store."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    REVISED = "revised"
+    UNKNOWN_DECISION = "unknown_decision"  # not visible yet, or gone
+    CONFLICT = "conflict"  # same idempotency key, another value
+    TOO_MANY = "too_many"  # more than RATINGS_PER_DECISION feedbacks for one decision
+    MALFORMED = "malformed"  # the decision's record is no record of ours
+    NOT_SEEDED = "not_seeded"  # the store holds no log: it is new, or it lost everything
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One value for one decision. kind: feedback.events.RATED or CHARGED; key: 8 bytes, hashed from the caller's
+    idempotency key and the source; record: the decision's record, where the sender still holds it.
+    """
+
+    decision_id: str
+    kind: int
+    source: str
+    value: float
+    key: bytes
+    record: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """token: the entry that was appended, or the log's end for a duplicate; empty where nothing was written."""
+
+    answer: Answer
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """previous: the token before this entry; token: its own."""
+
+    previous: str
+    token: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """last: token of the log's end, None where there is no log; snapshot: token of the stored snapshot.
+
+    `last` was read before `entries`, so it may be older than the last entry and is never newer.
+    """
+
+    last: str | None
+    snapshot: str | None
+    entries: Sequence[Entry]
+
+
+class Log(Protocol):
+    """The log of one route. Every method raises StoreError where the store cannot answer."""
+
+    async def put_decisions(self, records: Mapping[str, bytes]) -> None:
+        """Keep records by decision id for the feedback window; a record that is already there stays."""
+        ...
+
+    async def get_decision(self, decision_id: str) -> bytes | None: ...
+
+    async def give_feedback(self, feedback: Feedback) -> Settled:
+        """Join the decision and append the event: all or nothing, and once for each (decision, key)."""
+        ...
+
+    async def append(self, entry: bytes) -> str | None:
+        """Append an event that needs no join; returns its token, or None where there is no log (NOT_SEEDED)."""
+        ...
+
+    async def read(self, after: str, limit: int) -> Tail:
+        """Up to `limit` entries after a token."""
+        ...
+
+    async def seed(self, snapshot: bytes, token: str) -> bool:
+        """Begin a log whose history up to `token` is in the snapshot; False where there is a log already."""
+        ...
+
+    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:
+        """Replace the snapshot at `base` by one at `token`: compare-and-set, so no lease is needed. False where another
+        snapshot was saved meanwhile, or `token` is not in this log.
+        """
+        ...
+
+    async def load_snapshot(self) -> bytes | None: ...
+
+
+class Store(Protocol):
+    def log(self, scope: str) -> Log:
+        """scope: "tenant.route", see `check_scope`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def check_scope(scope: str) -> str:
+    """The scope, or ValueError: it becomes a hash tag, and tenants must not be able to forge one another's."""
+    if not _SCOPE.fullmatch(scope):
+        raise ValueError(
+            f"{scope!r} is no tenant.route: lower-case letters, digits, '_', '.', '-', at most 128"
+        )
+    return scope
+
+
+def chained(stream_id: str, previous: str, data: bytes) -> str:
+    """The token of an entry."""
+    return f"{stream_id}:{hashlib.sha1(previous.encode() + data).hexdigest()[:16]}"  # noqa: S324 - as in the scripts
+
+
+def stream_id(token: str) -> str:
+    return token.split(":", 1)[0]
+
+
+def position(token: str) -> tuple[int, int]:
+    """Order of tokens and stream ids within one log."""
+    milliseconds, sequence = stream_id(token).split("-")
+    return int(milliseconds), int(sequence)

@@ -1,0 +1,105 @@
+"""POST /v1/chat/completions as plain ASGI: the one route that every request pays for.
+
+It reads the body, hands it to the pipeline and sends on what comes. While it works it listens for the client's leaving:
+then the work is cancelled, and with it the upstream's connection is closed at once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+from service.errors import ApiError, PayloadTooLargeError
+from service.pipeline import Pipeline
+from service.request import parse_chat
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+PATH: Final = "/v1/chat/completions"
+JSON: Final = {"content-type": "application/json"}
+log = logging.getLogger(__name__)
+
+
+class ChatRoute:
+    def __init__(self, pipeline: Pipeline, *, max_body_bytes: int) -> None:
+        self._pipeline, self._max_body_bytes = pipeline, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await self._body(receive)
+        except ApiError as error:
+            await _send_error(send, error)
+            return
+        if body is None:
+            return  # the client left before it had said what it wants
+        work = asyncio.create_task(self._respond(body, send))
+        gone = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            work.cancel()  # does nothing to work that is done
+            await asyncio.gather(work, gone, return_exceptions=True)
+        if not work.cancelled():
+            work.result()
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self._max_body_bytes:
+                raise PayloadTooLargeError(self._max_body_bytes)
+            if not message.get("more_body"):
+                return b"".join(pieces)
+
+    async def _respond(self, body: bytes, send: Send) -> None:
+        started = False
+        try:
+            async with self._pipeline.answer(parse_chat(body)) as answer:
+                started = True
+                if isinstance(answer.content, bytes):
+                    await _send_whole(send, answer.status, answer.headers, answer.content)
+                    return
+                await _start(send, answer.status, answer.headers)
+                async for piece in answer.content:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except ApiError as error:
+            await _send_error(send, error)
+        except Exception:
+            log.exception("a chat request failed within the gateway")
+            if started:
+                raise  # the server cuts the connection: a client must not take half an answer for a whole one
+            await _send_error(send, _internal_error())
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+
+
+async def _send_error(send: Send, error: ApiError) -> None:
+    await _send_whole(send, error.status, JSON | dict(error.headers), error.body())
+
+
+async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    await _start(send, status, {**headers, "content-length": str(len(body))})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _internal_error() -> ApiError:
+    message = "the gateway failed on this request; its log says why"
+    return ApiError(message, status=500, type="server_error", code="internal_error")

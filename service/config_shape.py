@@ -1,0 +1,224 @@
+"""The shape of the configuration file, as pydantic holds it against what was read. What each field means: `config`.
+
+Nothing is coerced: "10" is no number, `true` is none either, and NaN and infinity are refused. Rules that need more than
+the field itself (a route names known models, a secret is set) read `Surroundings` from the validation's context, so
+that they are reported together with all others. No message repeats a value that may hold a secret.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+MIN_SECRET_BYTES: Final = 32
+MODEL_NAME: Final = re.compile(r"[A-Za-z0-9@][A-Za-z0-9_.:/@+-]{0,199}")
+ROUTE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+KEY_PREFIX: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+HEADER_VALUE: Final = re.compile(r"[!-~]+")  # visible ASCII: what may stand behind `Bearer `
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a field is held against beyond itself. models: the names of all models in the file."""
+
+    models: frozenset[str]
+    environ: Mapping[str, str]
+
+
+def nearest(word: str, known: frozenset[str]) -> str:
+    """The end of a sentence on an unknown word: what was probably meant, or all there is to choose from."""
+    near = get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def redis_url_fault(url: str) -> str | None:
+    """What is wrong with a Redis URL, in words that do not repeat it; None if it will do."""
+    right = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket"
+    try:
+        parts = urlsplit(url)
+        complete = bool(parts.path) if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        complete = False
+    if not complete or parts.scheme not in {"redis", "rediss", "unix"} or not url.isprintable():
+        return f"should be a Redis URL such as {right}"
+    return None
+
+
+def _wrong(sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("config", "{sentence}", {"sentence": sentence})
+
+
+def _surroundings(info: ValidationInfo) -> Surroundings:
+    assert isinstance(info.context, Surroundings)
+    return info.context
+
+
+def _model_name(name: str) -> str:
+    if not MODEL_NAME.fullmatch(name):
+        raise _wrong(
+            "a model's name is 1 to 200 letters, digits or _ . : / @ + -, and begins with a letter or digit"
+        )
+    return name
+
+
+def _route_name(name: str, info: ValidationInfo) -> str:
+    if not ROUTE_NAME.fullmatch(name):
+        raise _wrong(
+            "a route's name is 1 to 64 lower-case letters, digits or _ . -, and begins with a letter or digit"
+        )
+    if name in _surroundings(info).models:
+        raise _wrong("a model has this name too; a client's `model` must mean one of them")
+    return name
+
+
+def _known_model(name: str, info: ValidationInfo) -> str:
+    known = _surroundings(info).models
+    if name not in known:
+        raise _wrong(f"unknown model {name!r:.100}{nearest(name, known)}")
+    return name
+
+
+def _distinct(names: list[str]) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise _wrong(f"lists {', '.join(twice)} more than once; each model once")
+    return names
+
+
+def _base_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        complete = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        complete = False
+    if not complete or not url.isascii() or not url.isprintable() or " " in url:
+        raise _wrong("should be an http or https URL such as https://api.example.com/v1")
+    if "@" in parts.netloc:
+        raise _wrong(
+            "holds credentials; put the key into the environment and name its variable in api_key_env"
+        )
+    if "?" in url or "#" in url:
+        raise _wrong("should end with its path: a query or a fragment cannot be part of a base URL")
+    return url.rstrip("/")
+
+
+def _printable(text: str) -> str:
+    if not text or not text.isprintable() or len(text) > 256:
+        raise _wrong("should be 1 to 256 printable characters")
+    return text
+
+
+def _variable_name(name: str) -> str:
+    if not VARIABLE_NAME.fullmatch(name):
+        raise _wrong(
+            "should be the name of an environment variable (letters, digits, _), never the secret itself"
+        )
+    return name
+
+
+def _usable_key(variable: str, info: ValidationInfo) -> str:
+    key = _surroundings(info).environ.get(variable, "").strip()
+    if key and not HEADER_VALUE.fullmatch(key):
+        raise _wrong(f"the value of {variable} holds blanks or characters that no key has")
+    return variable
+
+
+def _usable_secret(variable: str, info: ValidationInfo) -> str:
+    secret = _surroundings(info).environ.get(variable, "").strip()
+    if len(secret.encode("utf-8", "surrogateescape")) < MIN_SECRET_BYTES:
+        state = "is too short" if secret else "is not set"
+        raise _wrong(f"{variable} {state}; it should hold at least {MIN_SECRET_BYTES} random bytes")
+    return variable
+
+
+def _redis_url(url: Any, info: ValidationInfo) -> Any:
+    from_environment = url is None
+    if from_environment:
+        url = _surroundings(info).environ.get("REDIS_URL") or None
+    if isinstance(url, str) and (fault := redis_url_fault(url)) is not None:
+        raise _wrong(f"REDIS_URL in the environment {fault}" if from_environment else fault)
+    return url
+
+
+def _key_prefix(prefix: str) -> str:
+    if not KEY_PREFIX.fullmatch(prefix):
+        raise _wrong("should be 1 to 32 lower-case letters, digits or _ -, beginning with a letter or digit")
+    return prefix
+
+
+def _worth(worth: float | None, info: ValidationInfo) -> float | None:
+    weighed = (info.data.get("strategy"), info.data.get("objective")) == ("bandit", "balanced")
+    if worth is None and weighed:
+        raise _wrong("missing: `objective: balanced` needs what one full point of quality is worth in USD")
+    return worth
+
+
+Price = Annotated[float, Field(ge=0, le=1e6)]
+Timeout = Annotated[float, Field(gt=0, le=3600)]
+VariableName = Annotated[str, AfterValidator(_variable_name)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class ModelEntry(_Section):
+    base_url: Annotated[str, AfterValidator(_base_url)]
+    upstream_model: Annotated[str, AfterValidator(_printable)] | None = None
+    api_key_env: Annotated[VariableName, AfterValidator(_usable_key)] | None = None
+    price_usd_per_mtok_in: Price
+    price_usd_per_mtok_out: Price
+    context_window_tokens: int = Field(default=128_000, ge=1, le=1_000_000_000)
+    tools: bool = True
+
+
+class RouteEntry(_Section):
+    models: Annotated[
+        list[Annotated[str, AfterValidator(_known_model)]], Field(min_length=1), AfterValidator(_distinct)
+    ]
+    strategy: Literal["bandit", "fixed", "uniform"] = "bandit"
+    objective: Literal["quality", "balanced", "cost"] = "balanced"
+    usd_per_quality: Annotated[
+        Annotated[float, Field(gt=0, le=1e6)] | None, AfterValidator(_worth), Field(validate_default=True)
+    ] = None
+    quality_floor: float = Field(default=0.02, ge=0, le=1)
+    exploration_floor: float = Field(default=0.01, ge=0, le=0.2)
+
+
+class ServerEntry(_Section):
+    host: Annotated[str, AfterValidator(_printable)] = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
+
+
+class StoreEntry(_Section):
+    url: Annotated[str | None, BeforeValidator(_redis_url), Field(validate_default=True)] = None
+    state_dir: Annotated[str, AfterValidator(_printable)] = ".state"
+    key_prefix: Annotated[str, AfterValidator(_key_prefix)] = "lr"
+    feedback_window_h: float = Field(default=168.0, gt=0, le=8760)
+    secret_env: Annotated[VariableName, AfterValidator(_usable_secret)] | None = None
+
+
+class UpstreamEntry(_Section):
+    connect_timeout_s: Timeout = 5.0
+    first_byte_timeout_s: Timeout = 60.0
+    idle_timeout_s: Timeout = 60.0
+
+
+class FileEntry(_Section):
+    """The whole file."""
+
+    models: Annotated[dict[Annotated[str, AfterValidator(_model_name)], ModelEntry], Field(min_length=1)]
+    routes: Annotated[dict[Annotated[str, AfterValidator(_route_name)], RouteEntry], Field(min_length=1)]
+    server: ServerEntry = Field(default_factory=ServerEntry)
+    # An absent section is validated as an empty one: its address may come from the environment.
+    store: StoreEntry = Field(default={}, validate_default=True)
+    upstream: UpstreamEntry = Field(default_factory=UpstreamEntry)

