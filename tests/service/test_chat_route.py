@@ -1,0 +1,438 @@
+"""The chat route, end to end inside one process: real ASGI, real learning on the memory store, scripted upstreams."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+import httpx
+import pytest
+
+from feedback.ids import new_id
+from feedback.learning import Identity, Learning
+from feedback.memory_store import MemoryStore
+from feedback.records import decode_record
+from feedback.spool import Spool
+from service.app import create_app
+from service.config import parse_settings
+from service.pipeline import Shell
+from service.routes import quality_models
+from service.upstream import UpstreamError
+
+SECRET = b"s" * 32
+NOW = 1_790_000_000.0
+CONFIG = """
+models:
+  small: {base_url: "http://small.test/v1", price_usd_per_mtok_in: 0.1, price_usd_per_mtok_out: 0.1, upstream_model: vendor/small-1}
+  large: {base_url: "http://large.test/v1", price_usd_per_mtok_in: 5, price_usd_per_mtok_out: 15}
+  keyed: {base_url: "http://keyed.test/v1", price_usd_per_mtok_in: 1, price_usd_per_mtok_out: 1, api_key_env: KEYED_KEY}
+  tiny: {base_url: "http://tiny.test/v1", price_usd_per_mtok_in: 1, price_usd_per_mtok_out: 1, context_window_tokens: 8, tools: false}
+routes:
+  auto: {models: [small, large], usd_per_quality: 0.05}
+  first: {models: [keyed, small, large], strategy: fixed}
+  cramped: {models: [tiny], strategy: uniform}
+server: {max_body_bytes: 4096}
+"""
+
+
+@dataclass
+class ScriptedReply:
+    status: int
+    headers: Mapping[str, str]
+    pieces: list[bytes | UpstreamError | asyncio.Event]
+
+    async def read(self) -> bytes:
+        return b"".join([piece async for piece in self.chunks()])
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            if isinstance(piece, UpstreamError):
+                raise piece
+            if isinstance(piece, asyncio.Event):
+                await piece.wait()
+            else:
+                yield piece
+
+
+@dataclass
+class ScriptedUpstream:
+    """host -> what it does; sent: what it was asked; open: replies not yet left."""
+
+    script: dict[str, Callable[[dict], ScriptedReply | UpstreamError]]
+    sent: list[tuple[str, dict, dict]] = field(default_factory=list)
+    open: int = 0
+
+    @asynccontextmanager
+    async def send(self, url, headers, body):
+        asked = json.loads(body)
+        self.sent.append((url, dict(headers), asked))
+        reply = self.script[httpx.URL(url).host.removesuffix(".test")](asked)
+        if isinstance(reply, UpstreamError):
+            raise reply
+        self.open += 1
+        try:
+            yield reply
+        finally:
+            self.open -= 1
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+
+def completion(text: str = "hello", usage: dict | None = None, **more) -> Callable[[dict], ScriptedReply]:
+    usage = {"prompt_tokens": 7, "completion_tokens": 11, "total_tokens": 18} if usage is None else usage
+
+    def reply(asked: dict) -> ScriptedReply:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        body = {"id": "upstream-1", "object": "chat.completion", "model": asked["model"], "choices": [choice]}
+        data = json.dumps(body | {"usage": usage} | more, indent=1).encode()
+        return ScriptedReply(200, {"content-type": "application/json"}, [data])
+
+    return reply
+
+
+def events(*pieces, status: int = 200) -> Callable[[dict], ScriptedReply]:
+    return lambda _: ScriptedReply(status, {"content-type": "text/event-stream; charset=utf-8"}, list(pieces))
+
+
+def chunk(**fields) -> bytes:
+    body = {"id": "up", "object": "chat.completion.chunk", "model": "vendor", "choices": []} | fields
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def failing(status: int, message: str = "no", **headers) -> Callable[[dict], ScriptedReply]:
+    body = json.dumps(
+        {"error": {"message": message, "type": "some_error", "param": None, "code": "c"}}
+    ).encode()
+    head = {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    return lambda _: ScriptedReply(status, head, [body])
+
+
+@dataclass
+class Setup:
+    client: httpx.AsyncClient
+    upstream: ScriptedUpstream
+    learning: Learning
+
+    def records(self, route: str = "auto"):
+        recorder = self.learning.routes[f"default.{route}"].recorder
+        return [decode_record(record) for record in recorder._unwritten.values()]
+
+    def calls(self, route: str = "auto"):
+        return self.learning.routes[f"default.{route}"].recorder._calls
+
+    async def ask(self, model: str = "auto", **fields) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]} | fields
+        return await self.client.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture
+async def gateway(tmp_path):
+    settings = parse_settings(CONFIG, source="test.yaml", folder=tmp_path, environ={})
+    spool = await Spool.open(tmp_path / "spool", worker="w", clock=lambda: NOW)
+    learning = Learning(
+        MemoryStore(),
+        spool,
+        quality_models(settings),
+        identity=Identity("w", [SECRET], 3600.0),
+        clock=lambda: NOW,
+    )
+    numbers = count()
+    upstream = ScriptedUpstream({name: completion(name) for name in ("small", "large", "keyed", "tiny")})
+    shell = Shell(
+        upstream=upstream,
+        now=lambda: NOW,
+        ticks=lambda: next(numbers) * 1_000_000,
+        new_id=lambda scope: new_id(SECRET, scope, now_s=NOW, entropy=next(numbers).to_bytes(8, "big")),
+    )
+    app = create_app(settings, learning, shell, background=False)
+    await learning.start()
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
+        yield Setup(client, upstream, learning)
+    await learning.close()
+
+
+async def test_reply_carries_the_decision_and_the_real_model(gateway):
+    response = await gateway.ask(seed=7, unknown_field={"kept": [1, 2]})
+    body = response.json()
+    assert response.status_code == 200
+    decision_id = response.headers["x-router-decision-id"]
+    assert body["id"] == f"chatcmpl-{decision_id}"
+    assert response.headers["x-router-route"] == "auto"
+    url, headers, asked = gateway.upstream.sent[0]
+    assert url == f"http://{body['model']}.test/v1/chat/completions"
+    assert asked["unknown_field"] == {"kept": [1, 2]}
+    assert asked["seed"] == 7
+    assert asked["model"] == {"small": "vendor/small-1", "large": "large"}[body["model"]]
+    assert "authorization" not in headers
+
+
+async def test_record_holds_what_was_decided(gateway):
+    response = await gateway.ask()
+    ((prefix, explanation),) = gateway.records()
+    assert prefix.arm == response.json()["model"]
+    assert prefix.decided_at == NOW
+    assert explanation["route"] == "auto"
+    assert set(explanation["candidates"]) == {"small", "large"}
+    assert sum(explanation["candidates"].values()) == pytest.approx(1.0, abs=1e-12)
+    assert prefix.propensity == explanation["candidates"][prefix.arm]
+    assert min(explanation["candidates"].values()) >= 0.005
+
+
+async def test_tokens_of_the_call_are_learned(gateway):
+    model = (await gateway.ask()).json()["model"]
+    calls = gateway.calls()[model]
+    assert (calls.calls, calls.tokens_in, calls.tokens_out, calls.timed) == (1, 7, 11, 1)
+    assert calls.latency_us > 0
+    await gateway.learning.tick()
+    assert gateway.learning.routes["default.auto"].replica.state.calls[model] == calls
+
+
+async def test_usage_without_numbers_is_timed_but_not_counted(gateway):
+    gateway.upstream.script |= {"small": completion(usage={}), "large": completion(usage={})}
+    model = (await gateway.ask()).json()["model"]
+    assert (gateway.calls()[model].calls, gateway.calls()[model].timed) == (0, 1)
+
+
+async def test_stream_is_spliced_event_by_event_and_usage_is_kept_back(gateway):
+    answer = events(
+        b": keep-alive\n\n",
+        chunk(choices=[{"index": 0, "delta": {"content": "hé"}}], usage=None)[:20],
+        chunk(choices=[{"index": 0, "delta": {"content": "hé"}}], usage=None)[20:],
+        chunk(usage={"prompt_tokens": 3, "completion_tokens": 5}) + b"data: [DONE]\n\n",
+    )
+    gateway.upstream.script |= {"small": answer, "large": answer}
+    response = await gateway.ask(stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    parts = response.text.split("\n\n")
+    assert parts[0] == ": keep-alive"
+    first = json.loads(parts[1].removeprefix("data: "))
+    assert first["id"] == f"chatcmpl-{response.headers['x-router-decision-id']}"
+    assert first["model"] == response.headers["x-router-model"]
+    assert first["choices"][0]["delta"]["content"] == "hé"
+    assert parts[2:] == ["data: [DONE]", ""]  # the usage chunk was ours, not the client's
+    assert gateway.upstream.sent[0][2]["stream_options"] == {"include_usage": True}
+    assert gateway.calls()[first["model"]].tokens_out == 5
+
+
+async def test_usage_chunk_reaches_a_client_that_asked_for_it(gateway):
+    answer = events(
+        chunk(choices=[{"index": 0, "delta": {}}]), chunk(usage={"prompt_tokens": 3, "completion_tokens": 5})
+    )
+    gateway.upstream.script |= {"small": answer, "large": answer}
+    options = {"include_usage": True, "other": 1}
+    response = await gateway.ask(stream=True, stream_options=options)
+    assert (
+        json.loads(response.text.split("\n\n")[1].removeprefix("data: "))["usage"]["completion_tokens"] == 5
+    )
+    assert gateway.upstream.sent[0][2]["stream_options"] == options
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        failing(500),
+        failing(429, retry_after="3"),
+        failing(401),
+        failing(302),
+        lambda _: UpstreamError("connect", "refused"),
+        events(),
+        events(UpstreamError("reset", "gone")),
+        lambda _: ScriptedReply(200, {"content-type": "application/json"}, [b"<html>"]),
+    ],
+)
+async def test_a_model_that_fails_before_its_first_byte_gives_way_to_the_next(gateway, broken):
+    gateway.upstream.script |= {"small": broken, "large": completion("saved")}
+    for _ in range(6):  # whichever is chosen first
+        response = await gateway.ask("auto", stream=False)
+        assert (response.status_code, response.json()["model"]) == (200, "large")
+    attempts = [(prefix.arm, prefix.attempt, set(e["candidates"])) for prefix, e in gateway.records()]
+    assert ("large", 1, {"large"}) in attempts or all(arm == "large" for arm, _, _ in attempts)
+    if "small" in gateway.calls():
+        assert gateway.calls()["small"].failures > 0
+    assert gateway.upstream.open == 0
+
+
+async def test_fixed_route_fails_over_in_order_and_skips_a_model_without_key(gateway):
+    gateway.upstream.script["small"] = failing(503)
+    response = await gateway.ask("first")
+    assert response.json()["model"] == "large"
+    (_, small), (_, large) = gateway.records("first")
+    assert small["excluded"] == {"keyed": "unavailable"}
+    assert large["excluded"] == {"keyed": "unavailable", "small": "unavailable"}
+
+
+async def test_last_error_is_told_in_the_openai_envelope_when_all_fail(gateway):
+    gateway.upstream.script |= {
+        "small": failing(429, "slow down", retry_after="9"),
+        "large": failing(429, "slow down", retry_after="9"),
+    }
+    response = await gateway.ask()
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "9"
+    assert response.json() == {
+        "error": {"message": "slow down", "type": "some_error", "param": None, "code": "c"}
+    }
+    assert response.headers["x-request-id"]
+
+
+async def test_the_operators_broken_key_is_not_told_as_the_clients(gateway):
+    gateway.upstream.script |= {"small": failing(401, "bad key sk-1"), "large": failing(401, "bad key sk-1")}
+    response = await gateway.ask()
+    assert response.status_code == 502
+    assert "sk-1" not in response.text
+
+
+async def test_the_clients_own_mistake_is_passed_on_and_not_tried_elsewhere(gateway):
+    gateway.upstream.script |= {name: failing(400, "temperature too high") for name in ("small", "large")}
+    response = await gateway.ask()
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "temperature too high"
+    assert len(gateway.upstream.sent) == 1
+
+
+async def test_after_the_first_byte_a_failure_is_told_in_the_stream_and_counted(gateway):
+    broken = events(
+        chunk(choices=[{"index": 0, "delta": {"content": "a"}}]),
+        UpstreamError("reset", "the connection broke"),
+    )
+    gateway.upstream.script |= {"small": broken, "large": broken}
+    response = await gateway.ask(stream=True)
+    assert response.status_code == 200
+    last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "upstream_failed"
+    (calls,) = gateway.calls().values()
+    assert (calls.failures, calls.calls) == (1, 0)
+    assert len(gateway.upstream.sent) == 1
+
+
+async def test_named_model_bypasses_routing_and_is_still_metered(gateway):
+    response = await gateway.ask("large")
+    assert response.json()["model"] == "large"
+    ((prefix, explanation),) = gateway.records()
+    assert (prefix.propensity, explanation["candidates"]) == (1.0, {"large": 1.0})
+    gateway.upstream.script["large"] = failing(500)
+    assert (await gateway.ask("large")).status_code == 500
+
+
+async def test_unknown_model_is_404_and_names_what_there_is(gateway):
+    response = await gateway.ask("gpt-9")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "auto" in response.json()["error"]["message"]
+
+
+async def test_no_model_that_can_serve_is_400_with_each_reason(gateway):
+    response = await gateway.ask("cramped", max_tokens=100)
+    assert response.json()["error"]["code"] == "no_eligible_model"
+    assert "window holds 8" in response.json()["error"]["message"]
+    response = await gateway.ask("cramped", tools=[{"type": "function", "function": {"name": "f"}}])
+    assert "tools" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None),
+        (b"null", None),
+        (b"[]", None),
+        (b'{"model": "auto"', None),
+        (b'{"model": "auto", "messages": [{"role": "user"}]} trailing', None),
+        (b'\xff\xfe{"model"', None),
+        (b'{"messages": [{"role": "user", "content": "x"}]}', "model"),
+        (b'{"model": 3, "messages": [{"role": "user", "content": "x"}]}', "model"),
+        (b'{"model": "auto"}', "messages"),
+        (b'{"model": "auto", "messages": []}', "messages"),
+        (b'{"model": "auto", "messages": "x"}', "messages"),
+        (b'{"model": "auto", "messages": [3]}', "messages[0]"),
+        (b'{"model": "auto", "messages": [{"role": "user"}], "stream": "yes"}', "stream"),
+        (b'{"model": "auto", "messages": [{"role": "user"}], "max_tokens": 0}', "max_tokens"),
+        (b'{"model": "auto", "messages": [{"role": "user"}], "max_tokens": true}', "max_tokens"),
+        (
+            b'{"model": "auto", "messages": [{"role": "user"}], "max_completion_tokens": "9"}',
+            "max_completion_tokens",
+        ),
+        (b'{"model": "auto", "messages": [{"role": "user"}], "tools": {}}', "tools"),
+        (b'{"model": "auto", "messages": [{"role": "user"}], "stream_options": 1}', "stream_options"),
+    ],
+)
+async def test_bad_bodies_get_their_exact_error_and_change_nothing(gateway, body, param):
+    response = await gateway.client.post("/v1/chat/completions", content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert response.json()["error"]["param"] == param
+    assert gateway.upstream.sent == []
+    assert gateway.records() == []
+
+
+@pytest.mark.parametrize(
+    "content", [None, 5, [1, [2]], [{"type": "text"}], [{"type": "text", "text": "x" * 50}], "\x00"]
+)
+async def test_odd_content_is_the_models_business(gateway, content):
+    response = await gateway.client.post(
+        "/v1/chat/completions", json={"model": "auto", "messages": [{"role": "user", "content": content}]}
+    )
+    assert response.status_code == 200
+
+
+async def test_body_over_the_limit_is_413(gateway):
+    response = await gateway.ask(padding="x" * 5000)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_a_client_that_leaves_closes_the_upstream(gateway):
+    """Spoken in bare ASGI: the disconnect arrives while the model is silent in the middle of its stream."""
+    silent = asyncio.Event()
+    answer = events(chunk(choices=[{"index": 0, "delta": {"content": "a"}}]), silent)
+    gateway.upstream.script |= {"small": answer, "large": answer}
+    app = gateway.client._transport.app
+    first_byte, body = (
+        asyncio.Event(),
+        json.dumps(
+            {"model": "auto", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        ).encode(),
+    )
+    messages = iter([{"type": "http.request", "body": body}])
+
+    async def receive():
+        if message := next(messages, None):
+            return message
+        await first_byte.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            first_byte.set()
+
+    scope = {"type": "http", "path": "/v1/chat/completions", "method": "POST", "headers": []}
+    async with asyncio.timeout(5):
+        await app(scope, receive, send)
+    assert gateway.upstream.open == 0
+    assert len(gateway.upstream.sent) == 1
+    assert not gateway.calls()  # aborted: neither good nor bad
+
+
+async def test_request_id_is_echoed_if_sane_and_made_if_not(gateway):
+    for given, kept in [("abc-123", True), ("bad id\twith tab", False), ("x" * 200, False)]:
+        response = await gateway.client.get("/healthz", headers={"x-request-id": given})
+        assert (response.headers["x-request-id"] == given) is kept
+        assert response.headers["x-request-id"]
+
+
+async def test_models_are_listed_with_a_window_they_can_honour(gateway):
+    listed = {m["id"]: m for m in (await gateway.client.get("/v1/models")).json()["data"]}
+    assert {"auto", "first", "cramped", "small", "large", "keyed", "tiny"} == set(listed)
+    assert listed["cramped"]["context_window"] == 8
+    assert listed["auto"]["context_window"] == 128_000
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/nowhere"), ("GET", "/v1/chat/completions"), ("PUT", "/feedback")]
+)
+async def test_other_errors_come_in_the_envelope_too(gateway, method, path):
+    response = await gateway.client.request(method, path)
+    assert response.status_code in (404, 405)
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
