@@ -20,10 +20,10 @@ import numpy as np
 from bandit.types import Context, Needs, Vector
 
 READ_CHARS: Final = 4000  # a longer message is read at its head and tail only: cost stays bounded
+LARGEST: Final = 4.0  # facts saturate here, lest one text without spaces outweigh a thousand others
 CHARS_PER_TOKEN: Final = 4  # the usual rule of thumb for English; learned counts correct it (bandit.cost)
 
-_CHOICES = re.compile(r"(?:^|\n|\s)\(?[A-D][).:]\s")
-_WORD = re.compile(r"[^\W\d_]+")
+_CHOICES = re.compile(r"(?<!\w)[A-D][).:]\s")
 _CODE_MARKS = (
     "```",
     "def ",
@@ -36,7 +36,8 @@ _CODE_MARKS = (
     "#include",
     "python",
 )
-_MATH_MARKS = ("$", "\\", "^", "=", "+", "*", "%")
+_MATH_MARKS: Final = b"$\\^=+*%"
+_DIGITS: Final = b"0123456789"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,14 @@ class _Facts:
 
     text: str
     lower: str
+    ascii: bytes
 
     def length(self) -> float:
         return (math.log1p(len(self.text)) - 5.5) / 1.2
+
+    def count(self, marks: bytes) -> int:
+        """How many of the text's characters are among these."""
+        return len(self.ascii) - len(self.ascii.translate(None, marks))
 
     def share(self, count: int, typical: float) -> float:
         """Occurrences per character, against a typical rate; saturates at 3."""
@@ -123,25 +129,25 @@ def context_of(prompt: Prompt) -> Context:
 
 def _vector(prompt: Prompt) -> Vector:
     text = _excerpt(prompt.user)
-    facts = _Facts(text, text.lower())
-    words = _WORD.findall(text)
+    facts = _Facts(text, text.lower(), text.encode("ascii", "ignore"))
+    words = len(text.split()) or 1
     x = (
         1.0,
         facts.length(),
-        facts.share(sum(map(str.isdigit, text)), 0.05),
+        facts.share(facts.count(_DIGITS), 0.05),
         min(len(_CHOICES.findall(text)), 4) / 4,
         min(sum(facts.lower.count(mark) for mark in _CODE_MARKS), 4) / 4,
-        facts.share(sum(map(text.count, _MATH_MARKS)), 0.03),
-        facts.share(len(text) - len(text.encode("ascii", "ignore")), 0.05),
+        facts.share(facts.count(_MATH_MARKS), 0.03),
+        facts.share(len(text) - len(facts.ascii), 0.05),
         facts.share(text.count("\n"), 0.02),
-        (sum(map(len, words)) / (len(words) or 1) - 4.5) / 1.5,
+        (len(text) / words - 6.0) / 2.0,
         1.0 if text.rstrip().endswith("?") else 0.0,
         math.log(prompt.turns),
         math.log1p(len(prompt.system)) / 6,
         float(prompt.tools),
         float(prompt.images),
     )
-    return np.asarray(x, dtype=np.float16).astype(np.float64)
+    return np.clip(x, -LARGEST, LARGEST).astype(np.float16).astype(np.float64)
 
 
 def _excerpt(text: str) -> str:

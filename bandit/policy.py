@@ -29,11 +29,11 @@ class Policy(Protocol):
 class Thompson:
     """Joint Thompson sampling with an exploration floor.
 
-        p_a = (1 - floor) x share of `draws` posterior draws in which arm a has the highest utility + floor / K
+        p_a = (1 - floor) x share of `draws` posterior draws in which arm a has the highest utility + f_a
 
     scale: factor on the posterior's spread; well below 1 explores less than the posterior warrants and did best on
-    recorded outcomes. floor: total probability spread evenly over all candidates, so that every logged propensity is
-    above zero and off-policy evaluation is possible.
+    recorded outcomes. floor: total probability spread over all candidates (`spread_floor`), so that every logged
+    propensity is above zero and off-policy evaluation is possible.
     """
 
     objective: Objective
@@ -52,8 +52,22 @@ class Thompson:
         reference = int(np.argmax(posterior.quality.typical(names)))
         utility = self.objective.utility(quality, cost_usd, reference)  # (M, K)
         wins = np.bincount(np.argmax(utility, axis=1), minlength=len(names))
-        shares: Vector = (1.0 - self.floor) * (wins / self.draws) + self.floor / len(names)
+        shares: Vector = (1.0 - self.floor) * (wins / self.draws) + spread_floor(self.floor, cost_usd)
         return shares
+
+
+def spread_floor(total: float, cost_usd: Vector) -> Vector:
+    """(K,) the exploration floor of each arm, all above zero, together `total`: cheap arms get more of it.
+
+        f_a proportional to 1 / sqrt(c_a)        c_a the arm's expected cost, plus a hundredth of the mean
+
+    Of all floors with the same expected spend sum f_a c_a this one makes the variance of importance weights, which goes
+    with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the dearest arm.
+    """
+    mean = float(cost_usd.mean())
+    weights = 1.0 / np.sqrt(cost_usd + 0.01 * mean) if mean > 0 else np.ones_like(cost_usd)
+    floors: Vector = total * weights / weights.sum()
+    return floors
 
 
 @dataclass(frozen=True, slots=True)

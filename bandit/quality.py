@@ -91,7 +91,7 @@ class QualityPrior:
     mean: float = 0.7  # expected quality of any arm, in [0, 1]
     shared_level: float = 1.0
     shared_slope: float = 4.0
-    arm_level: float = 4.0
+    arm_level: float = 1.0
     arm_slope: float = 40.0
     noise_variance: float = 0.05  # s0
     noise_weight: float = 10.0  # nu

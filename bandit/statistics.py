@@ -30,9 +30,9 @@ class RatingStatistics:
         return cls(np.zeros((d, d)), np.zeros(d), 0.0, 0.0)
 
     def added(self, x: Vector, r: float, weight: float) -> "RatingStatistics":
-        wx = weight * x
+        xx = weight * (x[:, None] * x)  # symmetric to the last bit: a snapshot holds one triangle
         return RatingStatistics(
-            self.xx + wx[:, None] * x, self.xr + r * wx, self.n + weight, self.rr + weight * r * r
+            self.xx + xx, self.xr + (weight * r) * x, self.n + weight, self.rr + weight * r * r
         )
 
     def revised(self, x: Vector, r: float, *, old: float, weight: float) -> "RatingStatistics":

@@ -69,11 +69,15 @@ def load_secret(environ_value: str | None, state_dir: Path) -> bytes:
     if environ_value is not None:
         return parse_secret(environ_value, origin="the environment")
     path = state_dir / "secret"
-    with suppress(FileExistsError):
-        _create(path)
-    if path.stat().st_mode & 0o077:
+    try:
+        with suppress(FileExistsError):
+            _create(path)
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SecretError(f"no secret can be kept in {path}: {error}; set one in the environment") from error
+    if mode & 0o077:
         raise SecretError(f"{path} can be read by other users of this machine; run: chmod 600 '{path}'")
-    return parse_secret(path.read_text(encoding="utf-8").strip(), origin=str(path))
+    return parse_secret(text, origin=str(path))
 
 
 def parse_secret(text: str, *, origin: str) -> bytes:

@@ -8,6 +8,7 @@ read it in the log and some time has passed, and is sent again whenever history 
 
 import base64
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,12 @@ from feedback.replica import History, Replica
 from feedback.spool import Entry, Spool, SpoolError
 from feedback.store import Answer, Feedback, Log, StoreError
 
+log = logging.getLogger(__name__)
 RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
 RESEND_AT_A_TIME: Final = 256
+ASK_AGAIN_MAX_S: Final = (
+    60.0  # a decision that is not visible is asked for ever more seldom, but at least this often
+)
 REFUSALS: Final = {
     Answer.CONFLICT: "the same idempotency key was used with another value",
     Answer.TOO_MANY: "too many feedbacks for one decision",
@@ -84,13 +89,20 @@ class Intake:
         self._routes, self._spool, self._secrets = routes, spool, secrets
         self._clock, self._window_s = clock, window_s
         self._settled: deque[_Tracked] = deque()
+        self._ask_again_at: dict[str, float] = {}  # by decision that was not visible, in Unix seconds
         # What an earlier life of this process, or a worker that died, had accepted comes first.
         self._unsettled = {entry.sequence: _from_payload(entry) for entry in spool.pending()}
+        self._queued_ids = self._decisions_queued()
 
     @property
     def queued(self) -> int:
         """Feedback accepted, and not yet in the log as far as this process knows."""
         return sum(not tracked.token for tracked in self._unsettled.values())
+
+    @property
+    def unsettled(self) -> int:
+        """Feedback accepted, and not yet read back from the log: what is queued, and what the last poll had not seen."""
+        return len(self._unsettled)
 
     async def give(self, decision_id: str, values: Sequence[Value]) -> list[Answer | None]:
         """What became of each value; None: queued. Raises FeedbackRefusedError for an id that cannot be rated."""
@@ -100,15 +112,39 @@ class Intake:
         return [await self._give_one(route, feedback) for feedback in feedbacks]
 
     async def resend(self, scope: str) -> None:
-        """Send what the store has not answered for; StoreError stops it until the next time."""
-        waiting = [t for t in self._unsettled.values() if t.scope == scope and not t.token]
-        for tracked in waiting[:RESEND_AT_A_TIME]:
+        """Send what the store has not answered for, in the order it came; StoreError stops it until the next time."""
+        unknown: set[str] = set()
+        for tracked in self._due(scope):
+            decision_id = tracked.feedback.decision_id
+            if decision_id in unknown:
+                continue  # it must not overtake an earlier one: the value given last is the one that counts
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
             tracked.token = settled.token
+            self._ask_again_at.pop(decision_id, None)
             if settled.answer in REFUSALS:
                 await self._bury(tracked, REFUSALS[settled.answer])
-            elif settled.answer is Answer.UNKNOWN_DECISION and self._too_late(tracked):
-                await self._bury(tracked, "its decision never became visible within the feedback window")
+            elif settled.answer is Answer.UNKNOWN_DECISION:
+                unknown.add(decision_id)
+                await self._ask_again_later(tracked)
+        self._queued_ids = self._decisions_queued()
+
+    def _decisions_queued(self) -> set[str]:
+        return {t.feedback.decision_id for t in self._unsettled.values() if not t.token}
+
+    def _due(self, scope: str) -> list[_Tracked]:
+        now, again = self._clock(), self._ask_again_at
+        waiting = [t for t in self._unsettled.values() if t.scope == scope and not t.token]
+        due = [t for t in waiting if again.get(t.feedback.decision_id, now) <= now]
+        return sorted(due, key=lambda tracked: tracked.entry.sequence)[:RESEND_AT_A_TIME]
+
+    async def _ask_again_later(self, tracked: _Tracked) -> None:
+        """After as long as it has waited already, so that what never appears does not hold up the rest."""
+        waited_s = self._clock() - float(tracked.entry.payload["at"])
+        if waited_s > self._window_s:
+            await self._bury(tracked, "its decision never became visible within the feedback window")
+        else:
+            pause_s = min(max(waited_s, 0.0), ASK_AGAIN_MAX_S)
+            self._ask_again_at[tracked.feedback.decision_id] = self._clock() + pause_s
 
     async def bury_strays(self) -> None:
         """Feedback for routes that are no longer configured goes to the dead-letter file."""
@@ -118,7 +154,7 @@ class Intake:
     async def settle(self, scope: str, history: History) -> None:
         """After a poll of that route: what was read back is settled, what was passed unseen is sent again."""
         if history is not History.CONTINUED:
-            await self._history_changed(scope, history)
+            await self._history_changed(scope)
         replica = self._routes[scope].replica
         for tracked in [t for t in self._unsettled.values() if t.scope == scope and t.token]:
             if replica.has_seen(tracked.token):
@@ -129,17 +165,18 @@ class Intake:
         while self._settled and self._clock() - self._settled[0].settled_at >= RETAIN_S:
             await self._spool.finish(self._settled.popleft().entry.sequence)
 
-    async def _history_changed(self, scope: str, history: History) -> None:
-        ours = [tracked for tracked in self._settled if tracked.scope == scope]
+    async def _history_changed(self, scope: str) -> None:
+        replica = self._routes[scope].replica
+        sent = [t for t in (*self._settled, *self._unsettled.values()) if t.scope == scope and t.token]
         self._settled = deque(tracked for tracked in self._settled if tracked.scope != scope)
-        for tracked in ours:
-            if history is History.SEEDED:  # the seed holds it, and the store that knew its key is gone
+        for tracked in sent:
+            if replica.was_seeded(tracked.token):
+                # The store that knew its key is gone, and the new one began with it: sent again it would count twice.
+                self._unsettled.pop(tracked.entry.sequence, None)
                 await self._spool.finish(tracked.entry.sequence)
             else:
-                self._unsettled[tracked.entry.sequence] = tracked
-        for tracked in self._unsettled.values():
-            if tracked.scope == scope:
                 tracked.token = ""
+                self._unsettled[tracked.entry.sequence] = tracked
 
     def _route_of(self, decision_id: str) -> Route:
         found = scope_of(decision_id, self._secrets, self._routes)
@@ -158,6 +195,11 @@ class Intake:
         except SpoolError:
             return await self._give_unspooled(route, feedback)
         tracked = _Tracked(entry, route.scope, feedback)
+        if (
+            feedback.decision_id in self._queued_ids
+        ):  # behind an earlier value: the one given last is to count
+            self._unsettled[entry.sequence] = tracked
+            return None
         try:
             settled = await route.log.give_feedback(feedback)
         except StoreError:
@@ -168,6 +210,8 @@ class Intake:
         finally:  # also when the caller left meanwhile: what is in the spool is followed to its end
             if not tracked.done:
                 self._unsettled[entry.sequence] = tracked
+            if not tracked.done and not tracked.token:
+                self._queued_ids.add(feedback.decision_id)
         if tracked.done:
             await self._spool.finish(entry.sequence)
         return settled.answer if settled.answer not in (Answer.UNKNOWN_DECISION, Answer.NOT_SEEDED) else None
@@ -186,11 +230,12 @@ class Intake:
             raise FeedbackRefusedError(503, message, param=None, code="store_unavailable")
         return settled.answer
 
-    def _too_late(self, tracked: _Tracked) -> bool:
-        return self._clock() - float(tracked.entry.payload["at"]) > self._window_s
-
     async def _bury(self, tracked: _Tracked, reason: str) -> None:
-        await self._spool.bury(tracked.entry, reason)
+        try:
+            await self._spool.bury(tracked.entry, reason)
+        except SpoolError as error:  # it stays in the spool, to be answered for and buried again
+            log.warning("%s", error)
+            return
         self._unsettled.pop(tracked.entry.sequence, None)
 
 

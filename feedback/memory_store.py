@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from feedback.events import feedback_tail
-from feedback.records import MalformedError, decode_record
+from feedback.records import MalformedError, prefix_bytes
 from feedback.state import START
 from feedback.store import (
     RATINGS_PER_DECISION,
@@ -46,6 +46,7 @@ class MemoryLog:
         self._entries: list[Entry] = []
         self._last: str | None = None
         self._snapshot: tuple[str, bytes] | None = None
+        self._seed: str | None = None
 
     async def put_decisions(self, records: Mapping[str, bytes]) -> None:
         self._records = {**records, **self._records}
@@ -55,10 +56,10 @@ class MemoryLog:
 
     async def give_feedback(self, feedback: Feedback) -> Settled:
         record = self._records.get(feedback.decision_id) or feedback.record
-        if record is None:
+        if not record:
             return Settled(Answer.UNKNOWN_DECISION)
         try:
-            prefix = decode_record(record)[0].encode()
+            prefix = prefix_bytes(record)
         except MalformedError:
             return Settled(Answer.MALFORMED)
         given = self._given.get(feedback.decision_id) or _Given()
@@ -83,12 +84,12 @@ class MemoryLog:
     async def read(self, after: str, limit: int) -> Tail:
         first = bisect_right(self._entries, position(after), key=lambda entry: position(entry.token))
         later = self._entries[first : first + limit]
-        return Tail(self._last, self._snapshot[0] if self._snapshot else None, later)
+        return Tail(self._last, self._snapshot[0] if self._snapshot else None, later, self._seed)
 
     async def seed(self, snapshot: bytes, token: str) -> bool:
         if self._last is not None:
             return False
-        self._snapshot, self._last = (token, snapshot), token
+        self._snapshot, self._last, self._seed = (token, snapshot), token, token
         return True
 
     async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:

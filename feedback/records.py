@@ -66,11 +66,9 @@ class DecisionPrefix:
     @classmethod
     def decode(cls, data: bytes) -> "DecisionPrefix":
         """Raises MalformedError unless `data` is exactly one prefix with finite features."""
-        if len(data) < HEAD.size:
-            raise MalformedError(f"{len(data)} bytes are too few for a decision")
-        version, attempt, length, d, arm_length, *rest = HEAD.unpack_from(data)
-        if version != VERSION or length != len(data) or length != HEAD.size + arm_length + 2 * d:
-            raise MalformedError("the lengths in a decision's head do not fit its bytes")
+        if len(prefix_bytes(data)) != len(data):
+            raise MalformedError("there is more than a decision's prefix")
+        _, attempt, _, d, arm_length, *rest = HEAD.unpack_from(data)
         decided_at, propensity, features, policy, listed_in, listed_out = rest
         x = np.frombuffer(data, "<f2", d, HEAD.size + arm_length).astype(np.float64)
         if not 1 <= d <= D_MAX or not bool(np.all(np.abs(x) <= X_MAX)):  # NaN fails the comparison too
@@ -108,14 +106,22 @@ def encode_record(prefix: DecisionPrefix, explanation: dict[str, Any]) -> bytes:
 
 def decode_record(data: bytes) -> tuple[DecisionPrefix, dict[str, Any]]:
     """Raises MalformedError."""
-    if len(data) < HEAD.size:
-        raise MalformedError(f"{len(data)} bytes are too few for a decision")
-    length = HEAD.unpack_from(data)[2]
+    prefix = prefix_bytes(data)
     try:
-        explanation = orjson.loads(data[length:])
+        explanation = orjson.loads(data[len(prefix) :])
     except orjson.JSONDecodeError as error:
         raise MalformedError("a decision's explanation is no JSON") from error
-    return DecisionPrefix.decode(data[:length]), explanation
+    return DecisionPrefix.decode(prefix), explanation
+
+
+def prefix_bytes(record: bytes) -> bytes:
+    """A record's prefix, read no further than its lengths: all that a store asks of it. Raises MalformedError."""
+    if len(record) < HEAD.size:
+        raise MalformedError(f"{len(record)} bytes are too few for a decision")
+    version, _, length, d, arm_length, *_ = HEAD.unpack_from(record)
+    if version != VERSION or length != HEAD.size + arm_length + 2 * d or len(record) < length:
+        raise MalformedError("the lengths in a decision's head do not fit its bytes")
+    return record[:length]
 
 
 def _text(data: bytes) -> str:

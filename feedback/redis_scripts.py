@@ -12,7 +12,7 @@ FEEDBACK: Final = """
 local record = redis.call('GET', KEYS[1])
 if not record then record = ARGV[6] end
 if record == '' then return {'unknown_decision'} end
-if #record < 56 then return {'malformed'} end
+if #record < 56 then return {'malformed'} end  -- shorter than a record's head (feedback.records)
 local version, _, length, d, arm = struct.unpack('<BBHHH', record)
 if version ~= 1 or length ~= 56 + arm + 2 * d or #record < length then return {'malformed'} end
 
@@ -49,7 +49,7 @@ SEED: Final = """
 -- KEYS  snapshot, log, meta      ARGV  snapshot, token
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3]) > 0 then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[3], 'snapshot', ARGV[2], 'last', ARGV[2])
+redis.call('HSET', KEYS[3], 'seed', ARGV[2], 'snapshot', ARGV[2], 'last', ARGV[2])
 local id = string.match(ARGV[2], '^[^:]+')
 if id ~= '0-0' then  -- ids go on from there, though this server's clock may be behind that of the one before
   redis.call('XADD', KEYS[2], id, 'p', '', 'e', '')

@@ -5,7 +5,7 @@ Keys of a route, all in one slot (the braces are the hash tag):
     PREFIX:{tenant.route}:d:ID   string   decision record, kept for the feedback window
     PREFIX:{tenant.route}:f:ID   hash     feedback given to that decision: value by idempotency key, and by source
     PREFIX:{tenant.route}:log    stream   entries: p = the token before, e = the event
-    PREFIX:{tenant.route}:meta   hash     last = token of the log's end, snapshot = token of the snapshot
+    PREFIX:{tenant.route}:meta   hash     tokens: last = the log's end, snapshot, seed = where it began
     PREFIX:{tenant.route}:snap   string   feedback.state bytes
 
 Nothing here is retried: a call takes at most `timeout_s`, then it is a StoreError and the caller's own queue tries again.
@@ -127,10 +127,11 @@ class RedisLog:
 
     async def read(self, after: str, limit: int) -> Tail:
         pipeline = self._redis.pipeline(transaction=False)  # in this order: a `last` from before the entries
-        pipeline.hmget(self._meta, "last", "snapshot")
+        pipeline.hmget(self._meta, "last", "snapshot", "seed")
         pipeline.xrange(self._log, min=f"({stream_id(after)}", max="+", count=limit)
-        (last, snapshot), rows = await _asked(pipeline.execute())
-        return Tail(_text(last), _text(snapshot), [_entry(key, fields) for key, fields in rows])
+        (last, snapshot, seed), rows = await _asked(pipeline.execute())
+        entries = [_entry(key, fields) for key, fields in rows]
+        return Tail(_text(last), _text(snapshot), entries, _text(seed))
 
     async def seed(self, snapshot: bytes, token: str) -> bool:
         keys = [self._snapshot, self._log, self._meta]

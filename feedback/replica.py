@@ -50,6 +50,7 @@ class Replica:
         self.counters = Counters()
         self._log, self._model, self._clock = log, model, clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
+        self._seed: str | None = None  # where the log began, as of the last poll
         self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
 
     def has_seen(self, token: str) -> bool:
@@ -59,6 +60,10 @@ class Replica:
     def has_passed(self, token: str) -> bool:
         """The replica is at or beyond where the entry would have to be."""
         return position(token) <= position(self.state.cursor)
+
+    def was_seeded(self, token: str) -> bool:
+        """The entry is part of what the log was last begun with, and no part of the log itself."""
+        return self._seed is not None and position(token) <= position(self._seed)
 
     async def load(self) -> None:
         """Begin with the stored snapshot instead of the log's first entry."""
@@ -71,7 +76,9 @@ class Replica:
             tail = await self._log.read(self.state.cursor, BATCH)
             self.counters.last_poll = self._clock()
             if tail.last is None:
-                return await self._seed()
+                await self._begin_log()
+                return History.SEEDED
+            self._seed = tail.seed
             if not self._continues(tail):
                 await self._reload()
                 return History.REPLACED
@@ -103,13 +110,19 @@ class Replica:
     def _adopt(self, state: State) -> None:
         self.state, self.posterior = state, state.posterior(self._model)
 
-    async def _seed(self) -> History:
-        """The store holds no log: begin one with what this replica knows, if nobody else is quicker."""
+    async def _begin_log(self) -> None:
+        """The store holds no log: begin one with what this replica knows, or with what a quicker one knew."""
         if await self._log.seed(self.state.to_bytes(), self.state.cursor):
             self.counters.seeds += 1
-            return History.SEEDED
+            self._seed = self.state.cursor
+            return
+        tail = await self._log.read(START, 1)
+        if tail.last is None:
+            raise StoreError(
+                "the store holds parts of a log without its end: restore the rest, or remove them"
+            )
         await self._reload()
-        return History.SEEDED
+        self._seed = tail.seed
 
     async def _reload(self) -> None:
         """Take the stored snapshot as the new beginning; the next poll goes on from there."""

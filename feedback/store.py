@@ -74,7 +74,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """last: token of the log's end, None where there is no log; snapshot: token of the stored snapshot.
+    """last: token of the log's end, None where there is no log; snapshot: token of the stored snapshot; seed: token that
+    the log began at, another one after the store had lost everything and was refilled.
 
     `last` was read before `entries`, so it may be older than the last entry and is never newer.
     """
@@ -82,6 +83,7 @@ class Tail:
     last: str | None
     snapshot: str | None
     entries: Sequence[Entry]
+    seed: str | None = None
 
 
 class Log(Protocol):

@@ -26,7 +26,7 @@ from feedback.ids import SecretError, load_secret, new_id
 from feedback.learning import Identity, Learning
 from feedback.memory_store import MemoryStore
 from feedback.redis_store import RedisStore
-from feedback.spool import Spool
+from feedback.spool import Spool, SpoolError
 from feedback.store import Store, StoreError, StoreUnfitError
 from service.app import Gateway, create_app
 from service.config import Settings, load_settings
@@ -35,6 +35,9 @@ from service.pipeline import Shell
 from service.routes import quality_models
 from service.upstream import AiohttpUpstream
 
+KEEP_ALIVE_S = (
+    75  # longer than clients keep an idle connection, lest they send into one that is just being closed
+)
 log = logging.getLogger("service")
 
 
@@ -57,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreUnfitError as error:
         print(f"the store cannot be used: {error}", file=sys.stderr)
         return 2
+    except SpoolError as error:
+        print(error, file=sys.stderr)
+        return 2
     finally:
         if embedded is not None:
             embedded.stop()
@@ -64,15 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _serve(settings: Settings, secret: bytes, embedded: EmbeddedServer | None) -> None:
+    worker = secrets.token_hex(8)
+    spool = await Spool.open(settings.store.state_dir / "spool", worker=worker, clock=time.time)
     store = await _store(settings, embedded)
-    spool = await Spool.open(settings.store.state_dir / "spool", worker=f"{os.getpid()}", clock=time.time)
     learning = Learning(
         store,
         spool,
         quality_models(settings),
-        identity=Identity(
-            worker=secrets.token_hex(8), secrets=[secret], window_s=settings.store.feedback_window_h * 3600
-        ),
+        identity=Identity(worker, [secret], window_s=settings.store.feedback_window_h * 3600),
         clock=time.time,
         revive=embedded.ensure if embedded else None,
     )
@@ -94,6 +99,7 @@ async def _listen(app: Gateway, settings: Settings) -> None:
         access_log=False,
         log_config=None,
         lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=30,
     )
     await _Announcing(config).serve()

@@ -104,6 +104,7 @@ def _add_health(app: FastAPI, learning: Learning) -> None:
             "status": "ready",
             "store": learning.store_error or "ok",
             "feedback_queued": learning.intake.queued,
+            "feedback_unsettled": learning.intake.unsettled,
             "feedback_dead_letters": learning.spool.dead_letters(),
             "routes": {scope: _learned(learning, scope) for scope in learning.routes},
         }

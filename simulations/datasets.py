@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,13 +102,12 @@ def load_wheel(prices: Prices = WHEEL_PRICES) -> Dataset:
     prompts: list[RecordedPrompt] = []
     outcomes: list[_Outcome] = []
     for split, name in (("val", "val.jsonl"), ("test", "test_holdout.jsonl")):
-        for number, row in enumerate(_json_lines(folder / name), start=1):
+        for number, row in enumerate(_json_lines(folder / name, ("prompt", "source", "arms")), start=1):
             prompt_id = f"{split}-{number:05d}"
             prompts.append(RecordedPrompt(prompt_id, row["prompt"], row["source"], tools=False))
-            outcomes += [
-                _Outcome(prompt_id, model.rsplit("/", 1)[-1], cell["reward"], cell["cost"])
-                for model, cell in row["arms"].items()
-            ]
+            for model, cell in row["arms"].items():
+                _require(cell, ("reward", "cost"), f"{folder / name}:{number}: {model}")
+                outcomes.append(_Outcome(prompt_id, model.rsplit("/", 1)[-1], cell["reward"], cell["cost"]))
     return _assemble("paretobandit-wheel", prompts, outcomes, prices)
 
 
@@ -119,22 +119,13 @@ def load_folder(folder: Path, prices: Prices | None = None) -> Dataset:
         )
     prices = _prices(folder / "prices.csv") if prices is None else prices
     if (folder / "prompts.parquet").exists():
-        prompts = [_prompt(row) for row in _parquet(folder / "prompts.parquet")]
-        outcomes = [_outcome(row) for row in _parquet(folder / "outcomes.parquet")]
-        return _assemble(folder.name, prompts, outcomes, prices, _responses(folder / "responses.parquet"))
+        return _load_parquet(folder, prices)
     found = sorted(folder.glob("*.jsonl"))
     if len(found) != 1:
         raise DatasetError(
             f"{folder} should hold prompts.parquet and outcomes.parquet, or exactly one .jsonl file"
         )
-    rows = list(_json_lines(found[0]))
-    prompts = [_prompt(row) for row in rows]
-    outcomes = [
-        _Outcome(row["prompt_id"], model, cell["quality"], cell["cost_usd"])
-        for row in rows
-        for model, cell in row["outcomes"].items()
-    ]
-    return _assemble(folder.name, prompts, outcomes, prices)
+    return _load_jsonl(found[0], prices)
 
 
 def take(dataset: Dataset, rows: Sequence[int] | Integers) -> Dataset:
@@ -151,6 +142,24 @@ def take(dataset: Dataset, rows: Sequence[int] | Integers) -> Dataset:
     )
 
 
+def _load_parquet(folder: Path, prices: Prices) -> Dataset:
+    prompts = [_prompt(row) for row in _parquet(folder / "prompts.parquet", ("prompt_id", "prompt"))]
+    columns = ("prompt_id", "model", "quality", "cost_usd")
+    outcomes = [_outcome(row) for row in _parquet(folder / "outcomes.parquet", columns)]
+    return _assemble(folder.name, prompts, outcomes, prices, _responses(folder / "responses.parquet"))
+
+
+def _load_jsonl(path: Path, prices: Prices) -> Dataset:
+    prompts: list[RecordedPrompt] = []
+    outcomes: list[_Outcome] = []
+    for number, row in enumerate(_json_lines(path, ("prompt_id", "prompt", "outcomes")), start=1):
+        prompts.append(_prompt(row))
+        for model, cell in row["outcomes"].items():
+            _require(cell, ("quality", "cost_usd"), f"{path}:{number}: {model}")
+            outcomes.append(_Outcome(row["prompt_id"], model, cell["quality"], cell["cost_usd"]))
+    return _assemble(path.parent.name, prompts, outcomes, prices)
+
+
 def _assemble(
     name: str,
     prompts: Sequence[RecordedPrompt],
@@ -158,39 +167,50 @@ def _assemble(
     prices: Prices,
     responses: Mapping[tuple[str, str], str] | None = None,
 ) -> Dataset:
-    rows = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
-    if len(rows) != len(prompts) or not rows:
-        raise DatasetError(f"{name}: there should be prompts, each with a prompt_id of its own")
-    models = list(dict.fromkeys(outcome.model for outcome in outcomes))
-    columns = {model: column for column, model in enumerate(models)}
-    priced = [prices.get(model, NANO_DOLLARS) for model in models]
-    quality, cost = np.full((len(rows), len(models)), np.nan), np.zeros((len(rows), len(models)))
-    tokens_in, tokens_out = np.zeros(quality.shape, dtype=np.int64), np.zeros(quality.shape, dtype=np.int64)
-    for outcome in outcomes:
-        if outcome.prompt_id not in rows:
-            raise DatasetError(
-                f"{name}: outcome for the prompt {outcome.prompt_id!r}, which is not among the prompts"
-            )
-        row, column = rows[outcome.prompt_id], columns[outcome.model]
-        if not np.isnan(quality[row, column]):
-            raise DatasetError(
-                f"{name}: two outcomes for {outcome.prompt_id} x {outcome.model}; there should be one"
-            )
-        quality[row, column], cost[row, column] = _checked(name, outcome)
-        known = outcome.model in prices
-        tokens_in[row, column], tokens_out[row, column] = (
-            _tokens(outcome, prompts[row].text, priced[column])
-            if known
-            else (0, round(cost[row, column] * 1e9))
-        )
-    missing = np.argwhere(np.isnan(quality))
-    if len(missing):
-        row, column = missing[0]
-        raise DatasetError(
-            f"{name}: no outcome for {prompts[row].prompt_id} x {models[column]}; every pair needs one"
-        )
-    arms = tuple(Arm(model, *price, NO_LIMIT_TOKENS) for model, price in zip(models, priced, strict=True))
+    rows = _rows(name, prompts)
+    columns = {model: k for k, model in enumerate(dict.fromkeys(outcome.model for outcome in outcomes))}
+    shape = (len(rows), len(columns))
+    quality, cost = np.zeros(shape), np.zeros(shape)
+    tokens_in, tokens_out = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for (prompt_id, model), outcome in _cells(name, rows, outcomes).items():
+        cell = rows[prompt_id], columns[model]
+        quality[cell], cost[cell] = _checked(name, outcome)
+        tokens_in[cell], tokens_out[cell] = _tokens(outcome, prompts[cell[0]].text, prices.get(model))
+    arms = tuple(Arm(model, *prices.get(model, NANO_DOLLARS), NO_LIMIT_TOKENS) for model in columns)
     return Dataset(name, tuple(prompts), arms, quality, cost, tokens_in, tokens_out, responses or {})
+
+
+def _rows(name: str, prompts: Sequence[RecordedPrompt]) -> dict[str, int]:
+    """Row by prompt_id."""
+    rows: dict[str, int] = {}
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt.text, str):
+            raise DatasetError(f"{name}: the prompt of {prompt.prompt_id!r} should be a text")
+        if rows.setdefault(prompt.prompt_id, row) != row:
+            raise DatasetError(f"{name}: two prompts are {prompt.prompt_id!r}; each needs an id of its own")
+    if not rows:
+        raise DatasetError(f"{name}: there are no prompts; there should be at least one")
+    return rows
+
+
+def _cells(
+    name: str, rows: Mapping[str, int], outcomes: Sequence[_Outcome]
+) -> dict[tuple[str, str], _Outcome]:
+    """(prompt_id, model) -> outcome, in the order told: one for every prompt x model, and no other."""
+    cells: dict[tuple[str, str], _Outcome] = {}
+    for outcome in outcomes:
+        pair = f"{outcome.prompt_id} x {outcome.model}"
+        if outcome.prompt_id not in rows:
+            raise DatasetError(f"{name}: there is an outcome for {pair}, but no such prompt")
+        if cells.setdefault((outcome.prompt_id, outcome.model), outcome) is not outcome:
+            raise DatasetError(f"{name}: two outcomes for {pair}; there should be one")
+    models = dict.fromkeys(outcome.model for outcome in outcomes)
+    for prompt_id, model in product(rows, models):
+        if (prompt_id, model) not in cells:
+            raise DatasetError(f"{name}: no outcome for {prompt_id} x {model}; every pair needs one")
+    if not cells:
+        raise DatasetError(f"{name}: there are no outcomes; there should be one for every prompt x model")
+    return cells
 
 
 def _checked(name: str, outcome: _Outcome) -> tuple[float, float]:
@@ -202,8 +222,10 @@ def _checked(name: str, outcome: _Outcome) -> tuple[float, float]:
     return float(outcome.quality), float(outcome.cost_usd)
 
 
-def _tokens(outcome: _Outcome, text: str, price: tuple[float, float]) -> tuple[int, int]:
-    """Tokens in and out: counted, or derived from the cost at these prices."""
+def _tokens(outcome: _Outcome, text: str, price: tuple[float, float] | None) -> tuple[int, int]:
+    """Tokens in and out: counted, or derived from the cost at these prices; without prices, nano-dollars."""
+    if price is None:
+        return 0, round(outcome.cost_usd * 1e9)
     tokens_in = estimate_tokens(text) if outcome.tokens_in is None else outcome.tokens_in
     if outcome.tokens_out is not None:
         return tokens_in, outcome.tokens_out
@@ -231,36 +253,61 @@ def _outcome(row: Mapping[str, Any]) -> _Outcome:
     )
 
 
-def _parquet(path: Path) -> list[dict[str, Any]]:
+def _parquet(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as Parquet: {error}") from error
+    _require(dict.fromkeys(table.column_names), columns, str(path))
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
 def _responses(path: Path) -> dict[tuple[str, str], str]:
     if not path.exists():
         return {}
-    return {(row["prompt_id"], row["model"]): row["response"] for row in _parquet(path)}
+    rows = _parquet(path, ("prompt_id", "model", "response"))
+    return {(row["prompt_id"], row["model"]): row["response"] for row in rows}
 
 
 def _prices(path: Path) -> Prices:
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        return {
-            row["model"]: (float(row["in_usd_per_m"]), float(row["out_usd_per_m"]))
-            for row in csv.DictReader(file)
-        }
+    prices: dict[str, tuple[float, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            _require(row, ("model", "in_usd_per_m", "out_usd_per_m"), str(path))
+            prices[row["model"]] = (_price(path, row, "in_usd_per_m"), _price(path, row, "out_usd_per_m"))
+    return prices
 
 
-def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
+def _price(path: Path, row: Mapping[str, str], column: str) -> float:
+    try:
+        price = float(row[column])
+    except (TypeError, ValueError):
+        price = -1.0
+    if not 0.0 <= price < float("inf"):
+        raise DatasetError(
+            f"{path}: {row['model']}: {column} {row[column]!r} is not a price in USD of at least 0"
+        )
+    return price
+
+
+def _json_lines(path: Path, fields: Sequence[str]) -> Iterable[dict[str, Any]]:
     if not path.exists():
         raise DatasetError(f"{path} is missing")
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
+                row: dict[str, Any] = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DatasetError(f"{path}:{number}: not one JSON object a line: {error}") from error
+            _require(row, fields, f"{path}:{number}")
+            yield row
+
+
+def _require(row: Any, fields: Sequence[str], where: str) -> None:
+    """The row is a mapping that has these fields, whatever their values."""
+    missing = [field for field in fields if not isinstance(row, dict) or field not in row]
+    if missing:
+        raise DatasetError(f"{where}: {', '.join(missing)} missing; there should be {', '.join(fields)}")

@@ -13,6 +13,9 @@ from typing import Any, Final
 
 import yaml
 
+from simulations.datasets import WHEEL, Dataset, load
+from simulations.metrics import goal_for
+
 DEMO_CONFIG: Final = Path(__file__).with_name("demo.yaml")
 STOP_S: Final = 20.0
 
@@ -29,16 +32,17 @@ class Plan:
     """
 
     folder: Path
-    data: str = "wheel"
+    data: str = WHEEL
     time_scale: float = 200.0
     port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """url: the gateway's address, without a path. processes: recorded models first, then the gateway."""
+    """url: the gateway's address, without a path. config: its YAML. gateway: its process."""
 
     url: str
+    config: Path
     gateway: "subprocess.Popen[str]"
 
 
@@ -48,9 +52,9 @@ def running(plan: Plan) -> Iterator[Fleet]:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         models = stack.enter_context(recorded_models(plan))
-        config = write_config(plan.folder, models)
+        config = write_config(plan.folder, models, plan.data)
         gateway, url = stack.enter_context(gateway_process(plan.folder, config, port=plan.port))
-        yield Fleet(url, gateway)
+        yield Fleet(url, config, gateway)
 
 
 @contextmanager
@@ -84,15 +88,40 @@ def process(command: Sequence[str], log: Path) -> Iterator[tuple["subprocess.Pop
             _stop(child)
 
 
-def write_config(folder: Path, models_url: str) -> Path:
-    """The demo's YAML with the recorded models' real address, its state in the folder."""
-    config: dict[str, Any] = yaml.safe_load(DEMO_CONFIG.read_text())
+def write_config(folder: Path, models_url: str, data: str = WHEEL) -> Path:
+    """The gateway's YAML for these data, with the recorded models' real address and its state in the folder."""
+    config = demo_config() if data == WHEEL else _config_for(load(data))
     for model in config["models"].values():
         model["base_url"] = models_url
     config["store"] = {"state_dir": str(folder.absolute() / "state")}
     path = folder / "gateway.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def demo_config() -> dict[str, Any]:
+    """What stands in demo.yaml."""
+    config: dict[str, Any] = yaml.safe_load(DEMO_CONFIG.read_text())
+    return config
+
+
+def usd_per_quality(config: Path) -> float:
+    """What one full point of quality is worth on the route `auto` of a gateway's YAML."""
+    return float(yaml.safe_load(config.read_text())["routes"]["auto"]["usd_per_quality"])
+
+
+def _config_for(dataset: Dataset) -> dict[str, Any]:
+    """Every recorded model at its recorded price, balanced as a replay balances by default."""
+    models = {
+        arm.name: {
+            "price_usd_per_mtok_in": arm.price_usd_per_mtok_in,
+            "price_usd_per_mtok_out": arm.price_usd_per_mtok_out,
+            "context_window_tokens": arm.context_window_tokens,
+        }
+        for arm in dataset.arms
+    }
+    worth = goal_for(dataset, "balanced", None, 0.0).usd_per_quality
+    return {"models": models, "routes": {"auto": {"models": list(models), "usd_per_quality": worth}}}
 
 
 def _address(child: "subprocess.Popen[str]", log: Path) -> str:

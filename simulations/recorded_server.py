@@ -23,11 +23,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from bandit.features import prompt_of
-from simulations.datasets import Dataset, load
+from simulations.datasets import Dataset, DatasetError, load
 from simulations.nearest import NearestPrompt
 
 FIRST_TOKEN_S: Final = 0.2
 TOKENS_PER_S: Final = 60.0
+TOKENS_TIMED_MAX: Final = (
+    16_384  # an arm metered in nano-dollars counts money as tokens: nobody waits for those
+)
 CHUNKS_MAX: Final = 20
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -44,7 +47,7 @@ class Recorded:
 
     @property
     def latency_s(self) -> float:
-        return FIRST_TOKEN_S + self.tokens_out / TOKENS_PER_S
+        return FIRST_TOKEN_S + min(self.tokens_out, TOKENS_TIMED_MAX) / TOKENS_PER_S
 
     @property
     def usage(self) -> dict[str, int]:
@@ -111,7 +114,8 @@ def create_app(dataset: Dataset, *, time_scale: float, sleep: Sleep = asyncio.sl
             "model": answer.model,
         }
         if asked.get("stream"):
-            usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+            options = asked.get("stream_options")
+            usage = isinstance(options, dict) and bool(options.get("include_usage"))
             events = _events(answer, head, lambda s: sleep(s / time_scale), with_usage=usage)
             return StreamingResponse(events, media_type="text/event-stream")
         await sleep(answer.latency_s / time_scale)
@@ -208,12 +212,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="wheel", help='"wheel" or a folder of recorded outcomes')
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8101, help="0 for any free one")
-    parser.add_argument("--time-scale", type=float, default=200.0, help="recorded latency is divided by this")
+    parser.add_argument(
+        "--time-scale", type=_positive, default=200.0, help="recorded latency is divided by this"
+    )
     options = parser.parse_args(arguments)
-    app = create_app(load(options.data), time_scale=options.time_scale)
+    try:
+        dataset = load(options.data)
+    except DatasetError as error:
+        print(error, file=sys.stderr)
+        return 1
+    app = create_app(dataset, time_scale=options.time_scale)
     config = uvicorn.Config(app, host=options.host, port=options.port, access_log=False, log_level="warning")
     _Announcing(config).run()
     return 0
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
 
 
 if __name__ == "__main__":

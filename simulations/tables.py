@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,12 @@ class Row:
         }
 
 
+SHARES_MAX: Final = 6  # more columns than that do not fit a terminal
+
+
 def as_text(rows: Sequence[Row], models: Sequence[str]) -> str:
     table = [_head(models), *(row.cells() for row in rows)]
-    return plain(table)
+    return plain(table if len(models) <= SHARES_MAX else [line[: -len(models)] for line in table])
 
 
 def plain(table: Sequence[Sequence[str]]) -> str:

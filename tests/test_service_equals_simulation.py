@@ -3,11 +3,11 @@
 import json
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import ClassVar
 
 import httpx
 import numpy as np
 import pytest
-from simulations.datasets import Dataset, RecordedPrompt
 
 from bandit.arms import Arm
 from bandit.quality import QualityPrior
@@ -21,6 +21,7 @@ from service.config import parse_settings
 from service.pipeline import Shell
 from service.routes import quality_models
 from simulations import baselines
+from simulations.datasets import Dataset, RecordedPrompt
 from simulations.metrics import Goal
 from simulations.stream import SECONDS_BETWEEN_REQUESTS, play
 
@@ -83,7 +84,7 @@ class RecordedUpstream:
 
 class Reply:
     status = 200
-    headers = {"content-type": "application/json"}
+    headers: ClassVar = {"content-type": "application/json"}
 
     def __init__(self, body: bytes) -> None:
         self.body = body

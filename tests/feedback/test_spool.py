@@ -190,6 +190,7 @@ async def test_nothing_acknowledged_is_missing_after_kill_9_and_a_torn_tail(
         file.write(tail)
     assert accepted <= set(await reopened_ids(tmp_path))
     assert accepted <= set(await reopened_ids(tmp_path))  # and opening it did not spoil it
+    assert not named(tmp_path, "*.corrupt-*")
 
 
 async def test_a_file_cut_anywhere_in_its_last_frame_keeps_all_before_it(
@@ -204,6 +205,7 @@ async def test_a_file_cut_anywhere_in_its_last_frame_keeps_all_before_it(
         caplog.clear()
         assert await reopened_ids(folder) == ["a", "b"]
         assert not named(folder, "*.corrupt-*")
+        assert (folder / "w.spool").stat().st_size == last
         assert bool(caplog.records) == (cut > last)
 
 
@@ -385,6 +387,20 @@ async def test_a_caller_who_leaves_leaves_the_entry_pending(tmp_path: Path) -> N
     sync.go.set()
     await spool.append({"id": "b"})
     assert ids(spool) == ["a", "b"]
+    await spool.close()
+
+
+async def test_a_caller_who_leaves_before_the_disk_refuses_holds_up_nobody(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    with files_end_at(10):
+        appends = [asyncio.create_task(spool.append({"id": name})) for name in "ab"]
+        await asyncio.sleep(0)  # both are waiting for the disk
+        appends[0].cancel()
+        first, second = await asyncio.gather(*appends, return_exceptions=True)
+    assert isinstance(first, asyncio.CancelledError)
+    assert isinstance(second, SpoolError)
+    await spool.append({"id": "c"})
+    assert ids(spool) == ["c"]
     await spool.close()
 
 

@@ -1,0 +1,204 @@
+"""`python -m simulations demo | fleet | replay | bench`: the demo, its fleet left running, replays, and measurements."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bandit.quality import QualityPrior, prior_from_json
+from simulations import bench, demo, fleet
+from simulations.datasets import DatasetError, load
+from simulations.metrics import OBJECTIVES
+from simulations.replay import CONTESTANTS, Plan, replay
+from simulations.tables import plain
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 where something failed, with one sentence that says what."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (DatasetError, demo.DemoError, fleet.FleetError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulations", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    _add_demo(
+        commands.add_parser("demo", help="recorded prompts through the real gateway: a table and a picture")
+    )
+    _add_fleet(commands.add_parser("fleet", help="leave recorded models and gateway running"))
+    _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
+    _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    parser.add_argument("--requests", type=_positive, default=3000)
+    parser.add_argument("--seed", type=int, default=0, help="which prompts, and in which order")
+    parser.add_argument(
+        "--report", type=Path, default=Path("demo-report"), help="folder for picture and page"
+    )
+    parser.set_defaults(run=_run_demo)
+
+
+def _add_fleet(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    parser.add_argument("--port", type=int, default=8080, help="the gateway's; 0 for any free one")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".state/fleet"), help="what was learned stays here"
+    )
+    parser.set_defaults(run=_run_fleet)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="wheel", help='"wheel" (default) or a folder of recorded outcomes')
+    parser.add_argument("--time-scale", type=float, default=200.0, help="recorded latency is divided by this")
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DIR", help='a folder of recorded outcomes, or "wheel"')
+    parser.add_argument(
+        "--policy", action="append", choices=sorted(CONTESTANTS), help="may be repeated; default: all"
+    )
+    parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
+    parser.add_argument(
+        "--usd-per-quality", type=float, metavar="X", help="USD worth one full point of quality"
+    )
+    parser.add_argument(
+        "--orders", type=_positive, default=5, metavar="N", help="random orders, each a cold start"
+    )
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="at most so many prompts")
+    parser.add_argument(
+        "--floor", type=float, default=0.02, help="cost: quality may lie so far below the best model's"
+    )
+    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="CSV of every decision")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="the result as one JSON object")
+    parser.set_defaults(run=_run_replay)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", metavar="DIR", nargs="*", default=["wheel"], help='folders, or "wheel" (default)'
+    )
+    parser.add_argument("--orders", type=_positive, default=5, metavar="N")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N")
+    parser.set_defaults(
+        run=lambda options: bench.run(options.data, orders=options.orders, limit=options.limit)
+    )
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    demo.run(
+        requests=options.requests,
+        data=options.data,
+        time_scale=options.time_scale,
+        seed=options.seed,
+        report=options.report,
+    )
+
+
+def _run_fleet(options: argparse.Namespace) -> None:
+    plan = fleet.Plan(options.folder, options.data, options.time_scale, options.port)
+    with fleet.running(plan) as up:
+        print(_WELCOME.format(url=up.url, folder=options.folder), flush=True)
+        up.gateway.wait()
+    raise fleet.FleetError(f"the gateway ended; see {options.folder / 'gateway.log'}")
+
+
+_WELCOME = """
+The gateway is up on {url}, with three recorded models behind it. Try:
+
+  curl {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "auto", "messages": [{{"role": "user", "content": "What is 12 times 12?"}}]}}'
+
+and, with the id of the answer:
+
+  curl {url}/feedback -H 'content-type: application/json' -d '{{"decision_id": "ID", "rating": 1}}'
+  curl {url}/readyz
+
+Ctrl-C stops it; what it learned stays in {folder} for the next start."""
+
+
+def _run_replay(options: argparse.Namespace) -> None:
+    plan = Plan(
+        policies=tuple(dict.fromkeys(options.policy or CONTESTANTS)),
+        objective=options.objective,
+        usd_per_quality=options.usd_per_quality,
+        quality_floor=options.floor,
+        orders=options.orders,
+        limit=options.limit,
+        prior=_prior(options.prior),
+        seed=options.seed,
+    )
+    result = replay(load(options.data), plan, progress=sys.stderr.isatty())
+    report = result.to_json()
+    print(_table(report))
+    if options.trace:
+        result.write_trace(options.trace)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _prior(where: str) -> QualityPrior:
+    if where == "none":
+        return QualityPrior()
+    if where == "leave-out":
+        raise ValueError(
+            "--prior leave-out: no fitted prior ships with this version; use none or a file of your own"
+        )
+    return prior_from_json(Path(where).read_text())
+
+
+def _table(report: dict[str, Any]) -> str:
+    head = ["policy", "quality", "USD/1,000", "utility", "gap", "± se", "gap, last third", "decide µs"]
+    lines = [_line(policy) for policy in report["policies"]]
+    fixed, bound = report["best_fixed"], report["oracle"]
+    worth = (
+        f"utility = quality - cost / {report['usd_per_quality']:.3g} USD"
+        if report["objective"] == "balanced"
+        else f"objective: {report['objective']}"
+    )
+    return "\n".join(
+        [
+            f"{report['dataset']}: {report['prompts']} prompts x {len(report['models'])} models; {worth}",
+            f"best fixed model in hindsight: {fixed['model']} ({fixed['utility']:+.4f}); oracle: {bound['utility']:+.4f}; gaps in points",
+            "",
+            plain([head, *lines]),
+        ]
+    )
+
+
+def _line(policy: dict[str, Any]) -> list[str]:
+    decide = policy["decision_us_p50"]
+    return [
+        policy["name"],
+        f"{policy['quality']:.4f}",
+        f"{1000 * policy['cost_usd']:.3f}",
+        f"{policy['utility']:+.4f}",
+        f"{100 * policy['gap_to_best_fixed']:+.2f}",
+        f"{100 * policy['se']:.2f}",
+        f"{100 * policy['gap_last_third']:+.2f}",
+        "" if decide is None else f"{decide:.0f}",
+    ]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What an answer is worth, by hand and by property."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bandit.objective import Balanced, Cost, Quality
+
+PATIENT = settings(deadline=None)  # no test fails for time
+QUALITY = np.array([[0.5, 0.8, 0.9], [0.7, 0.6, 0.9]])  # (M=2, K=3)
+COST_USD = np.array([0.001, 0.002, 0.010])
+
+cases = st.integers(1, 6).flatmap(
+    lambda k: st.tuples(
+        st.lists(st.floats(-0.5, 1.5), min_size=k, max_size=k).map(np.array),
+        st.lists(st.floats(0, 10), min_size=k, max_size=k).map(np.array),
+        st.integers(0, k - 1),
+    )
+)
+
+
+def test_quality_ignores_cost():
+    np.testing.assert_array_equal(Quality().utility(QUALITY, COST_USD, 0), QUALITY)
+
+
+def test_balanced_by_hand():
+    """A point of quality is worth 1 cent: the dear arm loses 1.0, the others 0.1 and 0.2."""
+    utility = Balanced(usd_per_quality=0.01).utility(QUALITY, COST_USD, 0)
+    np.testing.assert_allclose(utility, [[0.4, 0.6, -0.1], [0.6, 0.4, -0.1]])
+
+
+def test_balanced_turns_from_the_dear_arm_to_the_cheap_one_at_the_stated_exchange_rate():
+    quality, cost_usd = (
+        np.array([[0.6, 0.8]]),
+        np.array([0.0, 0.002]),
+    )  # 0.2 quality for 0.002 USD: even at 0.01
+
+    def chosen(usd_per_quality):
+        return int(np.argmax(Balanced(usd_per_quality).utility(quality, cost_usd, 0)))
+
+    assert (chosen(0.0099), chosen(0.0101)) == (0, 1)
+
+
+def test_cost_by_hand():
+    """Floor 0.15 below the reference (arm 2, at 0.9): in the first draw arm 1 is within, in the second none but it."""
+    utility = Cost(quality_floor=0.15).utility(QUALITY, COST_USD, 2)
+    assert np.argmax(utility, axis=1).tolist() == [1, 2]
+    np.testing.assert_allclose(utility[0, 1:], -COST_USD[1:])
+
+
+@PATIENT
+@given(case=cases, floor=st.floats(0, 0.5))
+def test_cost_takes_the_cheapest_arm_within_the_floor(case, floor):
+    quality, cost_usd, reference = case
+    utility = Cost(floor).utility(quality[None], cost_usd, reference)
+    chosen = int(np.argmax(utility))
+    lacking = quality[reference] - floor - quality
+    within = lacking <= 0
+    assert within[reference]  # the reference is always one, so there is always an arm to take
+    assert lacking[chosen] <= cost_usd.max() / 1e6 + 1e-12  # what 1e6 USD a point forgives
+    assert cost_usd[chosen] <= cost_usd[within].min()
+
+
+@PATIENT
+@given(case=cases, lift=st.floats(-1, 1), usd_per_quality=st.floats(1e-4, 1))
+def test_a_lift_of_all_arms_alike_changes_no_choice(case, lift, usd_per_quality):
+    """What is common to all arms (how hard the request is) must not matter."""
+    quality, cost_usd, reference = case
+    quality = quality.round(3)
+    for objective in (Quality(), Balanced(usd_per_quality)):
+        before = objective.utility(quality[None], cost_usd, reference)[0]
+        after = objective.utility(quality[None] + lift, cost_usd, reference)[0]
+        assert before[np.argmax(after)] >= before.max() - 1e-9 * (1 + np.abs(before).max())
+
+
+@PATIENT
+@given(case=cases, floor=st.floats(0, 0.5), usd_per_quality=st.floats(1e-4, 1))
+def test_each_draw_is_weighed_by_itself(case, floor, usd_per_quality):
+    """(M, K) in, (M, K) out: a batch of draws is worth what its rows are worth."""
+    quality, cost_usd, reference = case
+    draws = np.stack([quality, quality[::-1], quality * 0.5])
+    for objective in (Quality(), Balanced(usd_per_quality), Cost(floor)):
+        rows = [objective.utility(row[None], cost_usd, reference)[0] for row in draws]
+        np.testing.assert_array_equal(objective.utility(draws, cost_usd, reference), rows)

@@ -1,0 +1,303 @@
+"""Policies: shares of wins as the joint Gaussian says, an exploration floor, and regret that flattens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from threadpoolctl import threadpool_limits
+
+from bandit.arms import Arm
+from bandit.decide import decide
+from bandit.noise import NORMALS_MAX, Noise
+from bandit.objective import Balanced, Cost, Quality
+from bandit.policy import Fixed, Policy, Thompson, Uniform, spread_floor
+from bandit.posterior import Posterior
+from bandit.quality import SharedBaseline
+from bandit.statistics import RatingStatistics
+from bandit.types import Context, Needs
+
+PATIENT = settings(deadline=None)  # no test fails for time
+D = 4
+X = np.array([1.0, 0.5, -1.0, 0.25])
+CONTEXT = Context(X, Needs(100))
+NOISES = [Noise.of(f"id-{i}") for i in range(3000)]
+POLICIES = (
+    Thompson(Quality(), scale=1.0, floor=0.0, draws=16),
+    Thompson(Balanced(0.001), scale=0.5, floor=0.2, draws=7),
+    Thompson(Cost(0.1), floor=1.0, draws=1),
+    Thompson(Cost(0.02)),
+    Uniform(),
+    Fixed(),
+)
+
+
+def arms_of(count, price=1.0):
+    return tuple(Arm(f"arm{k}", price, price * (k + 1)) for k in range(count))
+
+
+def posterior(seed, counts):
+    """One count of ratings per arm, of the qualities 0.5, 0.6, ..."""
+    rng = np.random.default_rng(seed)
+    ratings = {}
+    for k, count in enumerate(counts):
+        s = RatingStatistics.empty(D)
+        for _ in range(count):
+            x = np.r_[1.0, rng.normal(size=D - 1)]
+            s = s.added(x, float(np.clip(rng.normal(0.6 + 0.02 * k, 0.2), 0, 1)), 1.0)
+        ratings[f"arm{k}"] = s
+    return Posterior.of(SharedBaseline(), ratings, {}, d=D, token="0")
+
+
+def mean_shares(policy, believed, arms):
+    return np.mean([policy.probabilities(believed, CONTEXT, arms, noise) for noise in NOISES], axis=0)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+    unheard=st.integers(0, 3),
+    decision_id=st.text(max_size=20),
+)
+def test_probabilities_are_a_distribution_with_its_floor(policy, seed, counts, unheard, decision_id):
+    believed, arms = posterior(seed, counts), arms_of(len(counts) + unheard)
+    thompson = isinstance(policy, Thompson)
+    p = policy.probabilities(believed, CONTEXT, arms, Noise.of(decision_id))
+    assert p.shape == (len(arms),)
+    assert abs(p.sum() - 1) < 1e-12
+    floors = spread_floor(policy.floor, believed.cost.expected_usd(arms, CONTEXT.needs)) if thompson else 0.0
+    assert (p >= floors).all()
+    assert np.array_equal(p, policy.probabilities(believed, CONTEXT, arms, Noise.of(decision_id)))
+
+
+def test_fixed_takes_the_first_listed():
+    assert Fixed().probabilities(posterior(0, [3, 3]), CONTEXT, arms_of(3), NOISES[0]).tolist() == [1, 0, 0]
+
+
+def test_uniform_takes_all_alike():
+    assert Uniform().probabilities(posterior(0, [3]), CONTEXT, arms_of(4), NOISES[0]).tolist() == [0.25] * 4
+
+
+def test_arms_of_which_the_same_is_known_are_chosen_alike():
+    """Their normals lie in different places of the table; no place may be luckier than another."""
+    same = posterior(1, [5]).quality  # arms that it does not name share one belief
+    believed = Posterior(same, posterior(1, []).cost, "0")
+    arms = tuple(Arm(name, 1.0, 1.0) for name in ("p", "q", "r", "s"))
+    np.testing.assert_allclose(mean_shares(Thompson(Quality(), floor=0.0), believed, arms), 0.25, atol=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_two_arms_win_as_the_normal_distribution_says(seed, scale):
+    """P(arm 0 wins) = Phi((m_0 - m_1) / (scale sd)),  sd^2 = C_00 + C_11 - 2 C_01: the covariance between arms counts."""
+    believed, arms = posterior(seed, [6, 3]), arms_of(2)
+    prediction = believed.quality.predict(X, ["arm0", "arm1"])
+    C = prediction.covariance()
+    sd = scale * np.sqrt(C[0, 0] + C[1, 1] - 2 * C[0, 1])
+    expected = stats.norm.cdf((prediction.mean[0] - prediction.mean[1]) / sd)
+    shares = mean_shares(Thompson(Quality(), scale=scale, floor=0.0), believed, arms)
+    assert shares[0] == pytest.approx(expected, abs=0.015)  # the table is finite
+    if scale == 1:
+        assert 0.02 < expected < 0.98  # else there is nothing to see
+
+
+@pytest.mark.parametrize("objective", [Quality(), Balanced(0.005), Cost(0.05)], ids=repr)
+@pytest.mark.parametrize("seed", range(2))
+def test_three_arms_win_as_draws_from_the_joint_normal_do(seed, objective):
+    believed, arms = posterior(seed, [8, 2, 0]), arms_of(3)
+    names = [arm.name for arm in arms]
+    prediction = believed.quality.predict(X, names)
+    draws = np.random.default_rng(5).multivariate_normal(prediction.mean, prediction.covariance(), 100_000)
+    utility = objective.utility(
+        draws,
+        believed.cost.expected_usd(arms, CONTEXT.needs),
+        int(np.argmax(believed.quality.typical(names))),
+    )
+    expected = np.bincount(np.argmax(utility, axis=1), minlength=3) / len(draws)
+    shares = mean_shares(Thompson(objective, scale=1.0, floor=0.0), believed, arms)
+    np.testing.assert_allclose(shares, expected, atol=0.015)
+    assert expected.max() < 0.97
+
+
+@pytest.mark.parametrize("objective", [Quality(), Balanced(0.005), Cost(0.05)], ids=repr)
+def test_the_order_of_the_candidates_does_not_matter(objective):
+    believed, arms, order = posterior(3, [8, 2, 0, 5]), arms_of(4), [2, 0, 3, 1]
+    policy = Thompson(objective, scale=1.0)
+    permuted = mean_shares(policy, believed, [arms[k] for k in order])
+    np.testing.assert_allclose(permuted, mean_shares(policy, believed, arms)[order], atol=0.015)
+
+
+def test_the_floor_is_mixed_into_the_shares_of_wins():
+    believed, arms = posterior(2, [9, 9, 9]), arms_of(3)
+    floors = spread_floor(0.3, believed.cost.expected_usd(arms, CONTEXT.needs))
+    for noise in NOISES[:20]:
+        bare = Thompson(Quality(), floor=0.0).probabilities(believed, CONTEXT, arms, noise)
+        mixed = Thompson(Quality(), floor=0.3).probabilities(believed, CONTEXT, arms, noise)
+        np.testing.assert_allclose(mixed, 0.7 * bare + floors)
+        assert np.array_equal(bare * 64, np.round(bare * 64))  # shares of 64 draws
+
+
+def test_floors_by_hand():
+    """Costs 1 and 4, mean 2.5, so 1.025 and 4.025: the cheap arm gets sqrt(4.025 / 1.025) times the dear one's."""
+    cheap, dear = spread_floor(0.01, np.array([1.0, 4.0]))
+    assert cheap + dear == pytest.approx(0.01)
+    assert cheap / dear == pytest.approx(np.sqrt(4.025 / 1.025))
+    np.testing.assert_allclose(spread_floor(0.01, np.zeros(4)), 0.0025)  # all free: all alike
+
+
+costs = st.lists(st.just(0.0) | st.floats(1e-9, 10), min_size=1, max_size=8).map(np.array)
+
+
+@PATIENT
+@given(cost_usd=costs, total=st.floats(1e-3, 1))
+def test_floors_sum_to_the_total_favour_the_cheap_and_leave_no_arm_out(cost_usd, total):
+    floors = spread_floor(total, cost_usd)
+    K = len(cost_usd)
+    assert floors.sum() == pytest.approx(total, rel=1e-12)
+    assert floors.min() >= total / (10 * K * np.sqrt(K + 0.01)) * (
+        1 - 1e-9
+    )  # one arm costs all, the others nothing
+    assert (np.diff(floors[np.argsort(cost_usd)]) <= 1e-15).all()
+    np.testing.assert_allclose(spread_floor(total, cost_usd * 7), floors)  # the currency does not matter
+
+
+@PATIENT
+@given(cost_usd=costs.filter(lambda c: len(c) >= 3), seed=st.integers(0, 10**6))
+def test_no_other_floors_of_the_same_total_and_spend_have_smaller_importance_weights(cost_usd, seed):
+    floors = spread_floor(0.01, cost_usd)
+    Q, _ = np.linalg.qr(np.stack([np.ones_like(cost_usd), cost_usd / max(cost_usd.max(), 1e-9)], axis=1))
+    step = np.random.default_rng(seed).normal(size=len(cost_usd))
+    step -= Q @ (Q.T @ step)  # neither total nor spend changes along it
+    step *= 0.5 * floors.min() / max(np.abs(step).max(), 1e-9)
+    for other in (floors + step, floors - step):
+        assert np.sum(1 / other) >= np.sum(1 / floors) * (1 - 1e-9)
+
+
+def test_without_spread_the_best_expected_utility_wins():
+    believed, arms = posterior(2, [9, 9, 9]), arms_of(3)
+    mean = believed.quality.predict(X, [arm.name for arm in arms]).mean
+    greedy = Thompson(Quality(), scale=0.0, floor=0.0).probabilities(believed, CONTEXT, arms, NOISES[0])
+    assert greedy.tolist() == (np.arange(3) == np.argmax(mean)).tolist()
+
+
+def test_a_larger_scale_explores_more():
+    believed, arms = posterior(2, [9, 9, 9]), arms_of(3)
+    entropies = [
+        stats.entropy(mean_shares(Thompson(Quality(), scale=scale), believed, arms))
+        for scale in (0.1, 0.3, 1.0)
+    ]
+    assert entropies == sorted(entropies)
+    assert entropies[0] < entropies[2] - 0.1
+
+
+def test_a_new_arm_is_tried():
+    """No rating yet, among arms with many: its uncertainty alone must bring it requests."""
+    believed = posterior(4, [60, 60])
+    shares = mean_shares(Thompson(Quality(), floor=0.0), believed, arms_of(3))
+    assert shares[2] > 0.05
+
+
+def test_the_objective_says_what_the_draws_are_worth():
+    """The same belief, three objectives: the dear good arm, and the cheap one where a point is worth little."""
+    rng = np.random.default_rng(0)
+    ratings = {}
+    for name, quality in (("cheap", 0.60), ("dear", 0.70)):
+        s = RatingStatistics.empty(D)
+        for _ in range(300):
+            s = s.added(np.r_[1.0, rng.normal(size=D - 1)], quality, 1.0)
+        ratings[name] = s
+    believed = Posterior.of(SharedBaseline(), ratings, {}, d=D, token="0")
+    arms = (Arm("cheap", 0.1, 0.1), Arm("dear", 10.0, 10.0))
+    chosen = [
+        arms[int(np.argmax(mean_shares(Thompson(objective), believed, arms)))].name
+        for objective in (Quality(), Balanced(1.0), Balanced(0.001), Cost(0.2), Cost(0.02))
+    ]
+    assert chosen == ["dear", "dear", "cheap", "cheap", "dear"]
+
+
+def test_more_draws_than_the_table_holds_say_so():
+    policy = Thompson(Quality(), draws=NORMALS_MAX // 8)
+    with pytest.raises(ValueError, match="use fewer draws or arms"):
+        policy.probabilities(posterior(0, [1]), CONTEXT, arms_of(5), NOISES[0])
+
+
+@pytest.fixture
+def one_thread():
+    """Matrices this small gain nothing from threads, and lose much where cores are shared."""
+    with threadpool_limits(1):
+        yield
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Linear truth with normal noise: r = x'(theta + delta_a) + e, e ~ N(0, 0.3^2); signal: sd of the slopes."""
+
+    seed: int
+    rounds: int
+    signal: float = 0.1
+    arms: int = 5
+    d: int = 8
+
+    def qualities(self):
+        """(T, d) features and (T, K) expected quality of each arm."""
+        rng = np.random.default_rng(self.seed)
+        x = (
+            np.c_[np.ones(self.rounds), rng.normal(size=(self.rounds, self.d - 1))]
+            .astype(np.float16)
+            .astype(float)
+        )
+        theta = np.r_[0.6, rng.normal(0, self.signal, self.d - 1)]
+        delta = np.c_[rng.normal(0, 0.1, self.arms), rng.normal(0, self.signal, (self.arms, self.d - 1))]
+        return x, x @ (theta + delta).T
+
+
+def earned(policy: Policy, problem: Problem, *, every: int = 5):
+    """(T,) index of the arm of each round; ratings reach the posterior every few rounds, as they do in service."""
+    x, quality = problem.qualities()
+    noise = np.random.default_rng(problem.seed + 1).normal(0, 0.3, problem.rounds)
+    arms: Sequence[Arm] = arms_of(problem.arms)
+    ratings = {arm.name: RatingStatistics.empty(problem.d) for arm in arms}
+    chosen = np.zeros(problem.rounds, dtype=int)
+    for t in range(problem.rounds):
+        if t % every == 0:
+            believed = Posterior.of(SharedBaseline(), ratings, {}, d=problem.d, token=str(t))
+        decision = decide(policy, believed, Context(x[t], Needs(100)), arms, f"{problem.seed}-{t}")
+        chosen[t] = k = arms.index(decision.arm)
+        name = decision.arm.name
+        ratings[name] = ratings[name].added(x[t], quality[t, k] + noise[t], 1.0)
+    return quality[np.arange(problem.rounds), chosen]
+
+
+def mean_regret(policy, problems):
+    """(T,) summed regret against the best arm of each request, mean over problems."""
+    return np.mean([np.cumsum(p.qualities()[1].max(axis=1) - earned(policy, p)) for p in problems], axis=0)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("scale", "floor"), [(1.0, 0.0), (0.3, 0.01)], ids=["textbook", "default"])
+def test_regret_flattens_and_is_far_below_uniforms(scale, floor):
+    """Regret grows like T^a with a <= 1/2 from T/4 to T; Uniform's grows like T."""
+    T = 4000
+    problems = [Problem(seed, T) for seed in range(4)]
+    regret = mean_regret(Thompson(Quality(), scale=scale, floor=floor), problems)
+    uniform = mean_regret(Uniform(), [Problem(seed, T // 10) for seed in range(4)])[-1] * 10
+    slope = np.log(regret[-1] / regret[T // 4 - 1]) / np.log(4)
+    assert slope <= 0.5
+    assert regret[-1] < 0.25 * uniform
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_features_without_signal_do_no_harm():
+    """The last third of the stream earns what the best single arm earns, within the noise of that third's mean."""
+    T = 8000
+    gaps = []
+    for seed in range(4):
+        problem = Problem(seed, T, signal=0.0)
+        best = problem.qualities()[1][0].max()  # without signal every request has the same best arm
+        gaps.append(best - earned(Thompson(Quality()), problem, every=10)[-T // 3 :].mean())
+    assert np.mean(gaps) < 0.3 / np.sqrt(T / 3)
