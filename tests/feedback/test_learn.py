@@ -1,0 +1,292 @@
+"""The fold, held against sums worked out by hand: a rating of age t weighs 2^-(t / half-life)."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bandit.statistics import CallStatistics, RatingStatistics
+from bandit.types import Vector
+from feedback.events import CHARGED, RATED, Called, Charged, Rated, encode_called, feedback_tail
+from feedback.learn import EPOCH_SPAN, WORKERS_REMEMBERED, fold, learn
+from feedback.records import DECIDED_AT_MAX, DecisionPrefix
+from feedback.state import HALF_LIFE_S, State
+
+TAG = b"features"
+YEAR_S = 365.25 * 86_400
+NOW = 1.79e9
+EMPTY = State(TAG, 2)
+
+
+@dataclass(frozen=True)
+class Rating:
+    arm: str
+    source: str
+    slope: float
+    quality: float
+    decided_at: float
+
+    @property
+    def x(self) -> Vector:
+        return np.array([1.0, self.slope])
+
+    def entry(self, *, old: float | None = None) -> bytes:
+        prefix = DecisionPrefix(self.arm, self.x, self.decided_at, 0.5, TAG, b"policy!!").encode()
+        return bytes([RATED, old is not None]) + prefix + feedback_tail(self.quality, old, self.source)
+
+
+def ratings_within(years: int) -> st.SearchStrategy[Rating]:
+    return st.builds(
+        Rating,
+        arm=st.sampled_from(["small", "large"]),
+        source=st.sampled_from(["user", "judge:a"]),
+        slope=st.floats(-1, 1, width=16),
+        quality=st.floats(0, 1, width=32),
+        decided_at=st.floats(NOW - years * YEAR_S, NOW + years * YEAR_S),
+    )
+
+
+NEAR = ratings_within(2)
+RATINGS = NEAR | ratings_within(50)
+MANY = st.lists(RATINGS, min_size=1, max_size=25)
+
+
+def epoch_of(state: State) -> int:
+    assert state.epoch is not None
+    return state.epoch
+
+
+def folded(entries: Iterable[bytes], state: State = EMPTY) -> State:
+    for number, entry in enumerate(entries, state.events + state.skipped + 1):
+        state = fold(state, f"{number}-0:", entry)
+    return state
+
+
+def rated(*ratings: Rating) -> State:
+    return folded(rating.entry() for rating in ratings)
+
+
+def numbers(statistics: RatingStatistics) -> Vector:
+    return np.concatenate([statistics.xx.ravel(), statistics.xr, np.array([statistics.n, statistics.rr])])
+
+
+def explicit(ratings: list[Rating], arm: str, as_of: float) -> Vector:
+    """The weighted sums of the docstring, in plain floating point."""
+    total = np.zeros(8)
+    for r in ratings:
+        if r.arm == arm:
+            weight = 2.0 ** -((as_of - r.decided_at) / HALF_LIFE_S)
+            total += weight * np.array(
+                [1.0, r.slope, r.slope, r.slope**2, r.quality, r.quality * r.slope, 1.0, r.quality**2]
+            )
+    return total
+
+
+def assert_alike(
+    one: Mapping[str, RatingStatistics], other: Mapping[str, RatingStatistics], within: float = 1e-12
+) -> None:
+    """The same sums, to 1e-12 of the weight they are sums over (every term is at most its weight)."""
+    assert one.keys() == other.keys()
+    for arm in one:
+        allowed = within * max(one[arm].n, other[arm].n)
+        assert np.abs(numbers(one[arm]) - numbers(other[arm])).max() <= allowed
+
+
+@given(MANY)
+def test_a_rating_weighs_what_its_age_says_however_far_apart_ratings_are(ratings: list[Rating]) -> None:
+    state = rated(*ratings)
+    as_of = max(r.decided_at for r in ratings)
+    assert state.as_of == as_of
+    for arm, statistics in state.ratings_per_arm().items():
+        wanted = explicit(ratings, arm, as_of)
+        assert np.abs(numbers(statistics) - wanted).max() <= 1e-10 * wanted[6] + 1e-300
+
+
+@given(st.data(), MANY)
+def test_the_order_of_ratings_does_not_matter(data: st.DataObject, ratings: list[Rating]) -> None:
+    shuffled = data.draw(st.permutations(ratings))
+    assert_alike(rated(*ratings).ratings_per_arm(), rated(*shuffled).ratings_per_arm())
+
+
+@given(MANY, st.integers(0, 25))
+def test_a_restart_anywhere_changes_no_bit(ratings: list[Rating], cut: int) -> None:
+    entries = [rating.entry() for rating in ratings]
+    saved = State.from_bytes(folded(entries[:cut]).to_bytes())
+    assert folded(entries[cut:], saved).digest() == folded(entries).digest()
+
+
+@given(st.lists(NEAR, min_size=1, max_size=25), st.integers(EPOCH_SPAN, 400), st.booleans())
+def test_moving_the_epoch_changes_weights_by_a_power_of_two_and_no_digit(
+    ratings: list[Rating], half_lives: int, first: bool
+) -> None:
+    """One rating decades later moves the epoch: after all the others, or before them, so that they all are late."""
+    far = Rating("far", "user", 0.0, 0.5, NOW + 3 * YEAR_S + half_lives * HALF_LIFE_S)
+    unmoved = rated(*ratings)
+    moved = rated(far, *ratings) if first else rated(*ratings, far)
+    shift = epoch_of(moved) - epoch_of(unmoved)
+    assert shift > EPOCH_SPAN
+    for key, statistics in unmoved.ratings.items():
+        assert numbers(moved.ratings[key]).tobytes() == np.ldexp(numbers(statistics), -shift).tobytes()
+
+
+def test_a_rating_older_than_the_epoch_is_taken_at_its_weight() -> None:
+    late = Rating("small", "user", 0.0, 1.0, NOW - 3 * HALF_LIFE_S)
+    statistics = rated(Rating("small", "user", 0.0, 0.0, NOW), late).ratings_per_arm()["small"]
+    assert statistics.n == pytest.approx(1.125, rel=1e-12)
+    assert statistics.xr[0] == pytest.approx(0.125, rel=1e-12)
+
+
+@pytest.mark.parametrize("first", [0.0, NOW, DECIDED_AT_MAX])
+def test_a_clock_that_is_ages_off_overflows_nothing(first: float) -> None:
+    extremes = [first, 0.0, DECIDED_AT_MAX, NOW, 1e-300]
+    state = rated(*(Rating("small", "user", 0.5, 0.5, t) for t in extremes))
+    assert state.events == len(extremes)
+    assert np.isfinite(numbers(state.ratings["small", "user"])).all()
+    assert np.isfinite(numbers(state.ratings_per_arm()["small"])).all()
+    State.from_bytes(state.to_bytes())
+
+
+@given(MANY, RATINGS, st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_a_revised_rating_counts_as_if_its_last_value_had_been_given_at_once(
+    others: list[Rating], rating: Rating, revisions: list[float]
+) -> None:
+    entries = [rating.entry(), *(other.entry() for other in others)]
+    old = rating.quality
+    for value in revisions:
+        entries.append(replace(rating, quality=value).entry(old=old))
+        old = value
+    at_once = rated(replace(rating, quality=old), *others)
+    assert_alike(folded(entries).ratings_per_arm(), at_once.ratings_per_arm())
+
+
+@given(st.lists(st.binary(max_size=120) | RATINGS.map(Rating.entry), max_size=12))
+def test_entries_of_no_event_are_skipped_and_counted_and_never_raise(entries: list[bytes]) -> None:
+    state = folded(entries)
+    assert state.events + state.skipped == len(entries)
+    readable = [entry for entry in entries if entry[:1] == bytes([RATED])]
+    known = folded(readable)
+    assert {key: numbers(s).tobytes() for key, s in state.ratings.items()} == {
+        key: numbers(s).tobytes() for key, s in known.ratings.items()
+    }
+
+
+@given(st.data(), RATINGS)
+def test_a_damaged_entry_never_raises_and_leaves_finite_sums(data: st.DataObject, rating: Rating) -> None:
+    entry = bytearray(rating.entry(old=0.5))
+    for _ in range(data.draw(st.integers(1, 6))):
+        entry[data.draw(st.integers(0, len(entry) - 1))] = data.draw(st.integers(0, 255))
+    state = folded([rating.entry(), bytes(entry), rating.entry()])
+    assert state.events + state.skipped == 3
+    for statistics in state.ratings.values():
+        assert np.isfinite(numbers(statistics)).all()
+    State.from_bytes(state.to_bytes())
+
+
+def test_a_skipped_entry_still_moves_the_cursor() -> None:
+    state = fold(rated(Rating("small", "user", 0.0, 1.0, NOW)), "9-0:ab", b"poison")
+    assert (state.cursor, state.events, state.skipped) == ("9-0:ab", 1, 1)
+
+
+@pytest.mark.parametrize("decided_at", [1e300, -1e300, 1e12, -1.0, math.inf, math.nan])
+def test_a_time_that_is_no_clocks_is_skipped_before_it_could_move_the_epoch(decided_at: float) -> None:
+    good = Rating("small", "user", 0.5, 0.5, NOW)
+    state = folded([good.entry(), replace(good, decided_at=decided_at).entry(), good.entry()])
+    assert (state.events, state.skipped, state.as_of) == (2, 1, NOW)
+    assert state.epoch == rated(good).epoch
+
+
+@pytest.mark.parametrize("features", [b"another!", TAG])
+def test_vectors_of_another_feature_version_are_skipped(features: bytes) -> None:
+    x = np.ones(2) if features != TAG else np.ones(3)
+    decision = DecisionPrefix("small", x, NOW, 0.5, features, b"policy!!")
+    state = learn(EMPTY, Rated(decision, "user", 1.0))
+    assert (state.events, state.skipped, dict(state.ratings)) == (0, 1, {})
+
+
+def test_learning_leaves_the_state_it_started_from_alone() -> None:
+    before = rated(Rating("small", "user", 0.5, 0.5, NOW))
+    digest = before.digest()
+    folded([Rating("small", "user", 0.25, 1.0, NOW + 90 * HALF_LIFE_S).entry()], before)
+    assert before.digest() == digest
+
+
+def called(worker: str, sequence: int, **calls: int) -> bytes:
+    return encode_called(Called(worker, sequence, {arm: CallStatistics(calls=n) for arm, n in calls.items()}))
+
+
+def test_a_workers_sums_count_once_however_often_they_are_appended() -> None:
+    once = folded([called("w", 0, small=3), called("w", 1, small=4, large=1)])
+    again = folded(
+        [called("w", 0, small=3)] * 3 + [called("w", 1, small=4, large=1), called("w", 0, small=3)]
+    )
+    assert once.calls == again.calls == {"small": CallStatistics(calls=7), "large": CallStatistics(calls=1)}
+    assert (again.events, again.skipped) == (2, 3)
+
+
+@given(st.lists(st.tuples(st.sampled_from("uvw"), st.integers(1, 9)), max_size=30))
+def test_each_worker_counts_for_itself(ticks: list[tuple[str, int]]) -> None:
+    sequence = dict.fromkeys("uvw", -1)
+    entries = []
+    for worker, n in ticks:
+        sequence[worker] += 1
+        entries += [called(worker, sequence[worker], small=n)] * (1 + n % 2)
+    total = folded(entries).calls.get("small", CallStatistics())
+    assert total == CallStatistics(calls=sum(n for _, n in ticks))
+
+
+def test_workers_of_long_ago_are_forgotten_and_what_they_taught_is_not() -> None:
+    state = folded(called(f"w-{n}", 0, small=1) for n in range(WORKERS_REMEMBERED + 10))
+    assert len(state.workers) == WORKERS_REMEMBERED
+    assert "w-9" not in state.workers
+    assert "w-10" in state.workers
+    assert state.calls["small"].calls == WORKERS_REMEMBERED + 10
+
+
+def test_a_worker_that_keeps_talking_is_remembered() -> None:
+    entries = [called("steady", 0, small=1)]
+    for n in range(WORKERS_REMEMBERED + 10):
+        entries += [called(f"w-{n}", 0, small=1), called("steady", n + 1, small=1)]
+    state = folded([*entries, called("steady", 5, small=1)])
+    assert state.skipped == 1
+    assert state.workers["steady"] == WORKERS_REMEMBERED + 10
+
+
+def decided(arm: str = "small") -> DecisionPrefix:
+    return DecisionPrefix(
+        arm,
+        np.ones(2),
+        NOW,
+        0.5,
+        TAG,
+        b"policy!!",
+        listed_in_nano_usd=2_000,
+        listed_out_nano_usd_per_token=3,
+    )
+
+
+def test_a_reported_cost_is_summed_beside_what_the_registry_said() -> None:
+    """0.25 USD and then 0.5 USD instead, and another call of 1 USD: 1.5 USD for two calls."""
+    state = learn(EMPTY, Charged(decided(), "application", 0.25))
+    state = learn(state, Charged(decided(), "application", 1.0))
+    state = learn(state, Charged(decided(), "application", 0.5, old=0.25))
+    assert state.calls == {
+        "small": CallStatistics(
+            reported_calls=2,
+            reported_nano_usd=1_500_000_000,
+            listed_in_nano_usd=4_000,
+            listed_out_nano_usd_per_token=6,
+        )
+    }
+
+
+def test_reported_costs_beyond_64_bits_can_still_be_saved() -> None:
+    prefix = decided().encode()
+    entry = bytes([CHARGED, 0]) + prefix + feedback_tail(1e6, None, "application")
+    much = CallStatistics(reported_nano_usd=2**64 - 1)
+    state = fold(replace(EMPTY, calls={"small": much}), "1-0:", entry)
+    back = State.from_bytes(state.to_bytes())
+    assert back.calls["small"].reported_nano_usd == 2**64 - 1 + 10**15

@@ -1,0 +1,187 @@
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from bandit.statistics import CallStatistics
+from feedback.events import Called, decode
+from feedback.learn import fold
+from feedback.memory_store import MemoryLog
+from feedback.recorder import BATCH, DECISIONS_KEPT, Recorder
+from feedback.state import START, State
+from feedback.store import Log, StoreError
+
+Faulty = Callable[[Log], Any]
+CALL = CallStatistics(calls=1, tokens_in=100, tokens_out=20)
+
+
+@pytest.fixture
+async def log() -> MemoryLog:
+    log = MemoryLog()
+    await log.seed(b"", START)
+    return log
+
+
+async def called(log: MemoryLog) -> Mapping[str, CallStatistics]:
+    """What a replica makes of the log: the calls by arm."""
+    state = State(b"features", 2)
+    for entry in (await log.read(START, 1000)).entries:
+        state = fold(state, entry.token, entry.data)
+    return state.calls
+
+
+class Batches(MemoryLog):
+    """A log that notes what it is given, and can be interrupted by a decision of that very moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[str]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def put_decisions(self, records: Mapping[str, bytes]) -> None:
+        self.given.append(list(records))
+        self.meanwhile()
+        await super().put_decisions(records)
+
+
+async def test_decisions_are_written_in_the_order_they_were_made_and_in_batches() -> None:
+    log = Batches()
+    recorder = Recorder(log, worker="w")
+    ids = [f"d-{n}" for n in range(2 * BATCH + 10)]
+    for decision_id in ids:
+        recorder.decided(decision_id, b"record")
+    await recorder.flush()
+    assert [decision_id for batch in log.given for decision_id in batch] == ids
+    assert [len(batch) for batch in log.given] == [BATCH, BATCH, 10]
+    assert recorder.waiting == 0
+
+
+async def test_nothing_is_written_for_nothing() -> None:
+    log = Batches()
+    await log.seed(b"", START)
+    await Recorder(log, worker="w").flush()
+    assert log.given == []
+    assert list((await log.read(START, 10)).entries) == []
+
+
+async def test_a_record_is_found_before_and_after_it_was_written(log: MemoryLog) -> None:
+    recorder = Recorder(log, worker="w")
+    assert recorder.record_of("d") is None
+    recorder.decided("d", b"record")
+    assert recorder.record_of("d") == b"record"
+    assert await log.get_decision("d") is None
+    await recorder.flush()
+    assert recorder.record_of("d") == b"record"
+    assert await log.get_decision("d") == b"record"
+
+
+async def test_a_decision_made_while_others_are_written_is_written_too() -> None:
+    log = Batches()
+    recorder = Recorder(log, worker="w")
+    recorder.decided("first", b"record")
+    log.meanwhile = lambda: recorder.decided("second", b"record") if len(log.given) == 1 else None
+    await recorder.flush()
+    assert log.given == [["first"], ["second"]]
+    assert recorder.waiting == 0
+
+
+@pytest.mark.parametrize("fault", ["away", "loses_answers"])
+async def test_decisions_wait_for_a_store_that_fails_and_are_written_later(
+    log: MemoryLog, faulty: Faulty, fault: str
+) -> None:
+    unsteady = faulty(log)
+    recorder = Recorder(unsteady, worker="w")
+    recorder.decided("d", b"record")
+    setattr(unsteady, fault, True)
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            await recorder.flush()
+    assert recorder.waiting == 1
+    assert recorder.record_of("d") == b"record"
+    setattr(unsteady, fault, False)
+    await recorder.flush()
+    assert recorder.waiting == 0
+    assert await log.get_decision("d") == b"record"
+
+
+async def test_memory_is_bounded_while_the_store_is_away_and_the_loss_is_counted(
+    log: MemoryLog, faulty: Faulty
+) -> None:
+    unsteady = faulty(log)
+    recorder = Recorder(unsteady, worker="w")
+    unsteady.away = True
+    for n in range(DECISIONS_KEPT + 5):
+        recorder.decided(f"d-{n}", b"record")
+    assert (recorder.waiting, recorder.dropped) == (DECISIONS_KEPT, 5)
+    assert recorder.record_of("d-4") is None
+    unsteady.away = False
+    await recorder.flush()
+    assert await log.get_decision("d-4") is None
+    assert await log.get_decision("d-5") == b"record"
+
+
+async def test_memory_of_what_was_written_is_bounded(log: MemoryLog) -> None:
+    recorder = Recorder(log, worker="w")
+    for start in (0, DECISIONS_KEPT):
+        for n in range(start, start + DECISIONS_KEPT):
+            recorder.decided(f"d-{n}", b"record")
+        await recorder.flush()
+    assert recorder.dropped == 0
+    assert recorder.record_of(f"d-{DECISIONS_KEPT - 1}") is None
+    assert recorder.record_of(f"d-{DECISIONS_KEPT}") == b"record"
+
+
+async def test_calls_are_summed_per_arm_into_one_event_per_flush(log: MemoryLog) -> None:
+    recorder = Recorder(log, worker="w")
+    for arm in ("small", "large", "small"):
+        recorder.called(arm, CALL)
+    await recorder.flush()
+    await recorder.flush()
+    recorder.called("small", CALL)
+    await recorder.flush()
+    events = [decode(entry.data) for entry in (await log.read(START, 10)).entries]
+    assert events == [
+        Called("w", 0, {"small": CALL + CALL, "large": CALL}),
+        Called("w", 1, {"small": CALL}),
+    ]
+
+
+@pytest.mark.parametrize("fault", ["away", "loses_answers"])
+async def test_calls_are_counted_once_whatever_the_store_did_with_them(
+    log: MemoryLog, faulty: Faulty, fault: str
+) -> None:
+    unsteady = faulty(log)
+    recorder = Recorder(unsteady, worker="w")
+    setattr(unsteady, fault, True)
+    for _ in range(4):
+        recorder.called("small", CALL)
+        with pytest.raises(StoreError):
+            await recorder.flush()
+    setattr(unsteady, fault, False)
+    recorder.called("large", CALL)
+    await recorder.flush()  # what was on its way
+    await recorder.flush()  # what came after it
+    assert await called(log) == {"small": sum([CALL] * 3, start=CALL), "large": CALL}
+
+
+async def test_calls_wait_for_a_log_that_is_yet_to_be_seeded() -> None:
+    """Not an error: the replica that would seed it comes after the recorder in a tick."""
+    log = MemoryLog()
+    recorder = Recorder(log, worker="w")
+    recorder.called("small", CALL)
+    recorder.decided("d", b"record")
+    await recorder.flush()
+    assert recorder.waiting == 0
+    await log.seed(b"", START)
+    recorder.called("small", CALL)
+    await recorder.flush()
+    await recorder.flush()
+    assert await called(log) == {"small": CALL + CALL}
+
+
+async def test_workers_count_side_by_side(log: MemoryLog) -> None:
+    recorders = [Recorder(log, worker=f"w-{n}") for n in range(3)]
+    for recorder in recorders * 2:
+        recorder.called("small", CALL)
+        await recorder.flush()
+    assert (await called(log))["small"].calls == 6

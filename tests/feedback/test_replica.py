@@ -1,0 +1,481 @@
+"""Replicas of one log on the embedded server: they agree to the last bit, and they outlive what a store may lose."""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from bandit.arms import Arm
+from bandit.decide import decide
+from bandit.features import DIMENSION, TAG
+from bandit.objective import Balanced
+from bandit.policy import Thompson
+from bandit.quality import SharedBaseline
+from bandit.types import Context, Needs
+from feedback.events import RATED
+from feedback.learn import fold
+from feedback.memory_store import MemoryLog
+from feedback.records import DecisionPrefix, encode_record
+from feedback.redis_store import RedisStore
+from feedback.replica import BATCH, SNAPSHOT_EVENTS, SNAPSHOT_S, History, Replica, catch_up
+from feedback.state import START, State
+from feedback.store import Feedback, Log, StoreError, position
+
+Faulty = Callable[[Log], Any]
+NOW = 1.79e9
+ARMS = (Arm("small", 0.1, 0.4), Arm("medium", 0.5, 1.5), Arm("large", 2.5, 10.0))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Route:
+    """One route's log in a server, and what can befall it."""
+
+    def __init__(self, log: Log, client: Any, base: str) -> None:
+        self.log, self.client, self.base = log, client, base
+        self.given = 0
+        self.clock = Clock()
+
+    def replica(self) -> Replica:
+        return Replica(self.log, SharedBaseline(), clock=self.clock)
+
+    async def running(self) -> Replica:
+        replica = self.replica()
+        await catch_up(replica)
+        return replica
+
+    async def rate(self, count: int = 1) -> None:
+        """Ratings of all arms, of all qualities, of requests of all kinds; the same ones for the same numbers."""
+        for n in range(self.given, self.given + count):
+            rng = np.random.default_rng(n)
+            x = np.concatenate([[1.0], rng.normal(size=DIMENSION - 1)]).astype(np.float16).astype(np.float64)
+            prefix = DecisionPrefix(ARMS[n % 3].name, x, NOW + 7e5 * rng.random(), 0.5, TAG, b"policy!!")
+            feedback = Feedback(f"d-{n}", RATED, "user", rng.random(), bytes(8), encode_record(prefix, {}))
+            await self.log.give_feedback(feedback)
+        self.given += count
+
+    async def snapshot(self) -> bytes:
+        stored = await self.log.load_snapshot()
+        assert stored is not None
+        return stored
+
+    async def snapshot_position(self) -> tuple[int, int]:
+        token = (await self.log.read(START, 1)).snapshot
+        assert token is not None
+        return position(token)
+
+    async def replayed(self) -> State:
+        """The state after every entry from the first one on, without any replica."""
+        state = State(TAG, DIMENSION)
+        while entries := (await self.log.read(state.cursor, 500)).entries:
+            for entry in entries:
+                state = fold(state, entry.token, entry.data)
+        return state
+
+    async def saved(self) -> dict[bytes, bytes]:
+        keys = [key async for key in self.client.scan_iter(match=f"{self.base}:*")]
+        return {key: await self.client.dump(key) for key in keys}
+
+    async def back_to(self, saved: dict[bytes, bytes]) -> None:
+        """What a failover does: everything since then is gone."""
+        await self.client.delete(*[key async for key in self.client.scan_iter(match=f"{self.base}:*")])
+        for key, value in saved.items():
+            await self.client.restore(key, 0, value)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[RedisStore]:
+    store = RedisStore(url, decision_ttl_ms=3_600_000, timeout_s=10.0)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def route(embedded_url: str) -> AsyncIterator[Route]:
+    scope = f"tenant.{uuid.uuid4().hex}"
+    async with connected(embedded_url) as store, Redis.from_url(embedded_url) as client:
+        yield Route(store.log(scope), client, f"lr:{{{scope}}}")
+
+
+# ---- agreement
+
+
+async def test_the_first_replica_begins_the_log_and_the_next_finds_it(route: Route) -> None:
+    first, second = await route.running(), await route.running()
+    assert (first.counters.seeds, second.counters.seeds) == (1, 0)
+    assert first.state.digest() == second.state.digest()
+
+
+async def test_replicas_that_read_in_other_pieces_hold_the_same_bits(route: Route) -> None:
+    eager, lazy = await route.running(), await route.running()
+    for _ in range(6):
+        await route.rate(3)
+        assert await eager.poll() is History.CONTINUED
+    await route.rate(2 * BATCH + 5)
+    await eager.poll()
+    assert await lazy.poll() is History.CONTINUED
+    assert eager.state.digest() == lazy.state.digest() == (await route.replayed()).digest()
+    assert eager.state.events == 2 * BATCH + 23
+
+
+async def test_replicas_make_the_same_decision_for_the_same_id(route: Route) -> None:
+    one, other = await route.running(), await route.running()
+    policy = Thompson(Balanced(usd_per_quality=0.01))
+    for round_ in range(4):
+        await route.rate(5)
+        await one.poll()
+        await other.poll()
+        for n in range(40):
+            x = np.random.default_rng(n).normal(size=DIMENSION).astype(np.float16).astype(np.float64)
+            context, decision_id = Context(x, Needs(tokens_in=200)), f"rt-{round_}-{n}"
+            first, second = (decide(policy, r.posterior, context, ARMS, decision_id) for r in (one, other))
+            assert first.arm == second.arm
+            assert first.probabilities.tobytes() == second.probabilities.tobytes()
+            assert first.token == second.token == one.state.cursor
+
+
+@pytest.mark.parametrize("tail", [0, 1, BATCH, BATCH + 1])
+async def test_a_restart_holds_the_same_bits_as_one_that_read_it_all(route: Route, tail: int) -> None:
+    running = await route.running()
+    await route.rate(20)
+    route.clock.now += SNAPSHOT_S
+    await running.poll()
+    assert running.counters.snapshots == 1
+    await route.rate(tail)
+    restarted = await route.running()
+    await running.poll()
+    assert restarted.state.events == 20 + tail
+    assert restarted.state.digest() == running.state.digest() == (await route.replayed()).digest()
+
+
+async def test_an_entry_that_is_no_event_stops_nobody(route: Route) -> None:
+    one, other = await route.running(), await route.running()
+    await route.rate(2)
+    for poison in (b"", b"\0", b"\xff" * 300, b"\x03[]"):
+        await route.log.append(poison)
+        await one.poll()
+    await route.rate(2)
+    await one.poll()
+    await other.poll()
+    assert (one.state.events, one.state.skipped) == (4, 4)
+    assert one.state.digest() == other.state.digest()
+
+
+# ---- snapshots
+
+
+async def test_a_snapshot_is_saved_after_so_many_events(route: Route) -> None:
+    replica = await route.running()
+    for _ in range(SNAPSHOT_EVENTS - 1):
+        await route.log.append(b"entry")
+    await replica.poll()
+    assert replica.counters.snapshots == 0
+    await route.log.append(b"entry")
+    await replica.poll()
+    assert replica.counters.snapshots == 1
+    assert State.from_bytes(await route.snapshot()).digest() == replica.state.digest()
+
+
+async def test_a_snapshot_is_saved_after_a_while_and_only_if_there_is_news(route: Route) -> None:
+    replica = await route.running()
+    route.clock.now += 10 * SNAPSHOT_S
+    await replica.poll()
+    assert replica.counters.snapshots == 0
+    await route.rate()
+    await replica.poll()
+    assert replica.counters.snapshots == 1
+    await route.rate()
+    route.clock.now += SNAPSHOT_S - 1
+    await replica.poll()
+    assert replica.counters.snapshots == 1
+    route.clock.now += 1
+    await replica.poll()
+    assert replica.counters.snapshots == 2
+
+
+async def test_replicas_save_by_turns_and_never_over_a_later_snapshot(route: Route) -> None:
+    replicas = [await route.running() for _ in range(3)]
+    for _ in range(5):
+        await route.rate()
+        route.clock.now += SNAPSHOT_S
+        before = await route.snapshot_position()
+        await asyncio.gather(*(replica.poll() for replica in replicas))
+        assert await route.snapshot_position() > before
+    assert sum(replica.counters.snapshots for replica in replicas) == 5
+    assert State.from_bytes(await route.snapshot()).digest() == replicas[0].state.digest()
+
+
+# ---- what a store may lose
+
+
+async def test_a_store_that_lost_everything_is_refilled_from_memory(route: Route) -> None:
+    replica = await route.running()
+    await route.rate(10)
+    await replica.poll()
+    before = replica.state.digest()
+    await route.client.flushall()
+    assert await replica.poll() is History.SEEDED
+    assert replica.counters.seeds == 2
+    assert replica.state.digest() == before
+    assert (await route.running()).state.digest() == before
+    await route.rate(3)
+    assert await replica.poll() is History.CONTINUED
+    assert replica.state.events == 13
+
+
+async def test_the_other_replicas_go_on_where_the_refilled_log_goes_on(route: Route) -> None:
+    abreast, behind, seeder = [await route.running() for _ in range(3)]
+    await route.rate(4)
+    await behind.poll()
+    await route.rate(4)
+    await seeder.poll()
+    await abreast.poll()
+    await route.client.flushall()
+    assert await seeder.poll() is History.SEEDED
+    assert await abreast.poll() is History.CONTINUED
+    assert await behind.poll() is History.REPLACED
+    await route.rate(1)
+    for replica in (seeder, abreast, behind):
+        assert await replica.poll() is History.CONTINUED
+    assert len({replica.state.digest() for replica in (seeder, abreast, behind)}) == 1
+    assert seeder.state.events == 9
+
+
+async def test_replicas_that_all_want_to_refill_agree(route: Route) -> None:
+    replicas = [await route.running() for _ in range(4)]
+    for n, replica in enumerate(replicas):
+        await route.rate(n)
+        await replica.poll()
+    await route.client.flushall()
+    assert History.SEEDED in await asyncio.gather(*(replica.poll() for replica in replicas))
+    assert [await replica.poll() for replica in replicas] == [History.CONTINUED] * 4
+    assert len({replica.state.digest() for replica in replicas}) == 1
+
+
+async def test_what_the_log_was_refilled_with_is_told_from_what_was_lost(route: Route) -> None:
+    """A replica that was ahead of the one that refilled the log knows which of its entries to send again."""
+    ahead, seeder = await route.running(), await route.running()
+    await route.rate(2)
+    await seeder.poll()
+    await route.rate(2)
+    await ahead.poll()
+    tokens = [entry.token for entry in (await route.log.read(START, 10)).entries]
+    assert not any(map(ahead.was_seeded, tokens))
+    await route.client.flushall()
+    assert await seeder.poll() is History.SEEDED
+    await route.rate(1)
+    route.clock.now += SNAPSHOT_S
+    assert await seeder.poll() is History.CONTINUED  # and saves a snapshot beyond the lost entries
+    assert await ahead.poll() is History.REPLACED
+    assert [ahead.was_seeded(token) for token in tokens] == [True, True, False, False]
+    assert await ahead.poll() is History.CONTINUED
+    assert ahead.state.digest() == seeder.state.digest()
+
+
+async def test_parts_of_a_log_are_no_log_and_said_so(route: Route) -> None:
+    replica = await route.running()
+    await route.rate(2)
+    await replica.poll()
+    await route.client.delete(f"{route.base}:meta")
+    with pytest.raises(StoreError, match="parts of a log"):
+        await replica.poll()
+    assert replica.state.events == 2
+
+
+async def test_a_history_that_lost_its_end_is_noticed_though_it_went_on(route: Route) -> None:
+    replica = await route.running()
+    await route.rate(5)
+    saved = await route.saved()
+    await route.rate(3)
+    await replica.poll()
+    await route.back_to(saved)
+    await route.rate(4)
+    assert await replica.poll() is History.REPLACED
+    assert await replica.poll() is History.CONTINUED
+    assert replica.state.events == 9
+    assert replica.state.digest() == (await route.replayed()).digest()
+    assert replica.counters.reloads == 1
+
+
+async def test_a_history_that_lost_its_end_is_noticed_though_nothing_followed(route: Route) -> None:
+    replica = await route.running()
+    await route.rate(5)
+    saved = await route.saved()
+    await route.rate(3)
+    await replica.poll()
+    await route.back_to(saved)
+    assert await replica.poll() is History.REPLACED
+    assert await replica.poll() is History.CONTINUED
+    assert replica.state.digest() == (await route.replayed()).digest()
+
+
+async def test_an_id_given_twice_is_not_taken_for_the_same_entry(route: Route) -> None:
+    """A promoted server whose clock is behind gives the lost entry's id to another."""
+    replica = await route.running()
+    await route.rate(2)
+    saved = await route.saved()
+    await route.rate(1)
+    await replica.poll()
+    await route.back_to(saved)
+    last, lost = (await route.log.read(START, 1)).last, replica.state.cursor
+    assert last is not None
+    lost_id = lost.split(":", maxsplit=1)[0]
+    await route.client.xadd(f"{route.base}:log", {"p": last, "e": b"another"}, id=lost_id)
+    digest = hashlib.sha1(last.encode() + b"another").hexdigest()[:16]
+    await route.client.hset(f"{route.base}:meta", "last", f"{lost_id}:{digest}")
+    assert await replica.poll() is History.REPLACED
+    assert await replica.poll() is History.CONTINUED
+    assert (replica.state.events, replica.state.skipped) == (2, 1)
+
+
+async def test_a_replica_too_slow_for_the_log_begins_again_at_the_snapshot(route: Route) -> None:
+    slow, quick = await route.running(), await route.running()
+    await route.rate(6)
+    route.clock.now += SNAPSHOT_S
+    await quick.poll()
+    await route.rate(2)
+    await route.client.xtrim(f"{route.base}:log", maxlen=2, approximate=False)
+    assert await slow.poll() is History.REPLACED
+    assert await slow.poll() is History.CONTINUED
+    await quick.poll()
+    assert slow.state.digest() == quick.state.digest()
+    assert slow.state.events == 8
+
+
+async def test_a_damaged_snapshot_costs_a_full_replay_and_is_then_replaced(route: Route) -> None:
+    running = await route.running()
+    await route.rate(5)
+    route.clock.now += SNAPSHOT_S
+    await running.poll()
+    await route.client.set(f"{route.base}:snap", (await route.snapshot())[:-1] + b"?")
+    restarted = await route.running()
+    assert restarted.counters.bad_snapshots == 1
+    assert restarted.state.digest() == running.state.digest()
+    await route.rate()
+    route.clock.now += SNAPSHOT_S
+    await restarted.poll()
+    assert restarted.counters.snapshots == 1
+    again = await route.running()
+    assert again.counters.bad_snapshots == 0
+    assert again.state.digest() == restarted.state.digest()
+
+
+async def test_a_log_that_cannot_be_read_from_anywhere_is_said_so(route: Route) -> None:
+    running = await route.running()
+    await route.rate(5)
+    route.clock.now += SNAPSHOT_S
+    await running.poll()
+    await route.rate(2)
+    await route.client.set(f"{route.base}:snap", b"damaged")
+    await route.client.xtrim(f"{route.base}:log", maxlen=2, approximate=False)
+    with pytest.raises(StoreError, match="do not fit together"):
+        await route.running()
+    await running.poll()  # who was there before still knows, and saves it again
+    route.clock.now += SNAPSHOT_S
+    await route.rate(1)
+    await running.poll()
+    assert (await route.running()).state.digest() == running.state.digest()
+
+
+async def test_a_snapshot_of_another_feature_version_lends_its_place_and_not_its_sums(route: Route) -> None:
+    running = await route.running()
+    await route.rate(5)
+    await running.poll()
+    other = replace(State(b"another!", 3), cursor=running.state.cursor, events=5)
+    assert await route.log.save_snapshot(other.to_bytes(), other.cursor, base=START)
+    await route.rate(2)
+    restarted = await route.running()
+    assert restarted.state.events == 2
+    assert restarted.state.d == DIMENSION
+
+
+# ---- a store that is away
+
+
+@pytest.mark.parametrize("fault", ["away", "loses_answers"])
+async def test_a_replica_keeps_what_it_knows_while_the_store_is_away(
+    route: Route, faulty: Faulty, fault: str
+) -> None:
+    unsteady = faulty(route.log)
+    replica = Replica(unsteady, SharedBaseline(), clock=route.clock)
+    await catch_up(replica)
+    await route.rate(3)
+    await replica.poll()
+    state, posterior, reached = replica.state, replica.posterior, replica.counters.last_poll
+    await route.rate(3)
+    route.clock.now += 5
+    setattr(unsteady, fault, True)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            await replica.poll()
+    assert replica.state is state
+    assert replica.posterior is posterior
+    assert replica.counters.last_poll == reached
+    setattr(unsteady, fault, False)
+    assert await replica.poll() is History.CONTINUED
+    assert replica.state.digest() == (await route.replayed()).digest()
+
+
+class NoSnapshots(MemoryLog):
+    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:
+        raise StoreError("full")
+
+
+async def test_a_snapshot_that_cannot_be_saved_costs_nothing_that_was_learned() -> None:
+    log, clock = NoSnapshots(), Clock()
+    replica = Replica(log, SharedBaseline(), clock=clock)
+    await catch_up(replica)
+    await log.append(b"one")
+    clock.now += SNAPSHOT_S
+    with pytest.raises(StoreError, match="full"):
+        await replica.poll()
+    assert replica.state.skipped == 1
+    await log.append(b"two")
+    assert await replica.poll() is History.CONTINUED
+    assert replica.state.skipped == 2
+
+
+# ---- what is told to feedback on its way
+
+
+async def test_a_replica_tells_what_it_has_seen_and_what_it_has_passed(route: Route) -> None:
+    replica = await route.running()
+    await route.rate(2)
+    tokens = [entry.token for entry in (await route.log.read(START, 10)).entries]
+    assert not any(map(replica.has_seen, tokens))
+    assert not any(map(replica.has_passed, tokens))
+    await replica.poll()
+    assert all(map(replica.has_seen, tokens))
+    assert all(map(replica.has_passed, tokens))
+    forked = tokens[0].split(":", maxsplit=1)[0] + ":0000000000000000"
+    assert not replica.has_seen(forked)
+    assert replica.has_passed(forked)
+
+
+async def test_what_was_seen_of_a_lost_history_is_forgotten(route: Route) -> None:
+    replica = await route.running()
+    saved = await route.saved()
+    await route.rate(1)
+    await replica.poll()
+    lost = replica.state.cursor
+    await route.back_to(saved)
+    await route.rate(1)
+    while await replica.poll() is not History.CONTINUED:
+        assert not replica.has_seen(lost)
+    assert not replica.has_seen(lost)
+    assert replica.state.ratings.keys() == {("medium", "user")}
