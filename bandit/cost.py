@@ -60,10 +60,10 @@ class CostModel:
         return (seen.tokens_in + prior) / (seen.tokens_in_estimated + prior)
 
     def _corrected(self, listed_usd: float, arm: str, seen: CallStatistics) -> float:
+        if listed_usd == 0 and seen.unpriced_calls:  # a model without a price costs what was reported
+            return 1e-9 * seen.unpriced_nano_usd / (PSEUDO_CALLS + seen.unpriced_calls)
         if not seen.reported_calls:
             return listed_usd
         listed = seen.listed_in_nano_usd + seen.listed_out_nano_usd_per_token * self.tokens_out(arm)
-        if listed == 0:  # a model without a price of its own costs what was reported
-            return 1e-9 * seen.reported_nano_usd / (PSEUDO_CALLS + seen.reported_calls)
         prior = PSEUDO_CALLS * listed / seen.reported_calls
         return listed_usd * (seen.reported_nano_usd + prior) / (listed + prior)

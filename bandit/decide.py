@@ -50,7 +50,9 @@ def decide(
 
 
 def _sample(probabilities: Vector, uniform: float) -> int:
-    """Inverse of the cumulative distribution; never an outcome of probability 0, whatever rounding does."""
+    """Inverse of the cumulative distribution at uniform < 1; never an outcome of probability 0.
+
+    uniform is at most 1 - 2^-53, so its multiple of the last edge lies below that edge whatever rounding does.
+    """
     edges = np.cumsum(probabilities)
-    chosen = int(np.searchsorted(edges, uniform * edges[-1], side="right"))
-    return min(chosen, int(np.flatnonzero(probabilities)[-1]))
+    return int(np.searchsorted(edges, uniform * edges[-1], side="right"))

@@ -108,6 +108,8 @@ def prior_from_json(text: str) -> QualityPrior:
             raise ValueError(f"prior: unknown field {name!r}; known are {', '.join(sorted(known))}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ValueError(f"prior: {name} must be a number above 0, not {value!r}")
+        if name == "mean" and value > 1:
+            raise ValueError(f"prior: mean is a quality from 0 to 1, not {value!r}")
     return replace(QualityPrior(), **given)
 
 

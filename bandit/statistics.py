@@ -66,6 +66,7 @@ class CallStatistics:
     latency_us, first_byte_us: microseconds, summed over `timed` calls.
     reported_calls, reported_nano_usd: costs told by the application, in 10^-9 USD, and what the registry says of the
     same calls: listed_in_nano_usd for their prompts, listed_out for their price per token of answer (10^-9 USD each).
+    unpriced_calls, unpriced_nano_usd: the same of calls made while the registry knew no price for the arm.
     """
 
     calls: int = 0
@@ -80,6 +81,8 @@ class CallStatistics:
     reported_nano_usd: int = 0
     listed_in_nano_usd: int = 0
     listed_out_nano_usd_per_token: int = 0
+    unpriced_calls: int = 0
+    unpriced_nano_usd: int = 0
 
     def __add__(self, other: "CallStatistics") -> "CallStatistics":
         return CallStatistics(*map(sum, zip(_fields(self), _fields(other), strict=True)))

@@ -195,9 +195,7 @@ class Intake:
         except SpoolError:
             return await self._give_unspooled(route, feedback)
         tracked = _Tracked(entry, route.scope, feedback)
-        if (
-            feedback.decision_id in self._queued_ids
-        ):  # behind an earlier value: the one given last is to count
+        if feedback.decision_id in self._queued_ids:  # behind an earlier value: the last one is to count
             self._unsettled[entry.sequence] = tracked
             return None
         try:

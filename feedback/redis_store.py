@@ -16,7 +16,7 @@ import struct
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
@@ -38,6 +38,7 @@ from feedback.store import (
 )
 
 TIMEOUT_S: Final = 0.25
+CONNECTIONS: Final = 16  # of one process; in a burst of feedback the rest wait for their turn
 LOG_KEPT_MS: Final = (
     86_400_000  # entries that a snapshot covers stay this long, for slow replicas and for auditors
 )
@@ -48,14 +49,17 @@ class RedisStore:
         self, url: str, *, prefix: str = "lr", decision_ttl_ms: int, timeout_s: float = TIMEOUT_S
     ) -> None:
         """url: redis://, rediss:// or unix://. decision_ttl_ms: how long decisions wait for feedback."""
-        self._redis: Redis = Redis.from_url(
+        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
             url,
+            max_connections=CONNECTIONS,
+            timeout=timeout_s,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=15,
             protocol=2,
         )
+        self._redis: Redis = Redis.from_pool(pool)
         self._prefix, self._ttl_ms = prefix, decision_ttl_ms
 
     def log(self, scope: str) -> "RedisLog":

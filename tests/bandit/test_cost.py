@@ -180,8 +180,13 @@ def test_one_arms_reports_correct_no_other_arm():
 def test_a_model_without_a_price_costs_what_was_reported():
     assert expected(FREE, {}) == 0
     for count in (1, 10, 10**6):
-        calls = {"free": reports(count, usd_each=0.004, price_in=0, price_out=0)}
+        calls = {"free": CallStatistics(unpriced_calls=count, unpriced_nano_usd=count * 4_000_000)}
         assert expected(FREE, calls) == pytest.approx(0.004 * count / (PSEUDO_CALLS + count))
+
+
+def test_a_model_that_gets_a_price_costs_that_price_whatever_it_cost_before():
+    before = CallStatistics(unpriced_calls=1000, unpriced_nano_usd=1000 * 4_000_000)
+    assert expected(ARM, {"a": before}) == expected(ARM, {})
 
 
 def test_costs_come_in_the_order_of_the_arms():

@@ -22,7 +22,7 @@ from feedback.intake import RESEND_AT_A_TIME, RETAIN_S, FeedbackRefusedError, Va
 from feedback.learning import Identity, Learning
 from feedback.records import DecisionPrefix, encode_record
 from feedback.redis_store import RedisStore
-from feedback.replica import SNAPSHOT_S, History
+from feedback.replica import SNAPSHOT_S, TOKENS_REMEMBERED, History
 from feedback.spool import DEAD_LETTERS, Spool, to_disk
 from feedback.state import START
 from feedback.store import Answer, Log, Store, StoreError
@@ -457,6 +457,20 @@ async def test_feedback_leaves_the_disk_only_a_while_after_it_was_read_back(gate
     gateway.site.clock.now += 1
     await gateway.tick()
     assert gateway.spool.pending() == []
+
+
+async def test_feedback_that_went_by_among_very_many_entries_is_still_known_as_done(gateway: Gateway) -> None:
+    """More entries in one poll than a replica remembers by name: it is sent again, and is a duplicate."""
+    decision_id = gateway.decide()
+    await gateway.rate(decision_id)
+    for _ in range(20):
+        await asyncio.gather(*(gateway.route.log.append(b"entry") for _ in range(TOKENS_REMEMBERED // 16)))
+    await gateway.tick()
+    assert gateway.ratings() == (1.0, 0.5)
+    assert gateway.intake.unsettled == 1
+    await gateway.tick()
+    assert gateway.intake.unsettled == 0
+    assert gateway.ratings() == (1.0, 0.5)
 
 
 async def test_a_restart_finishes_what_was_queued(site: Site) -> None:

@@ -283,6 +283,16 @@ def test_a_reported_cost_is_summed_beside_what_the_registry_said() -> None:
     }
 
 
+def test_a_cost_reported_while_the_model_had_no_price_is_kept_apart() -> None:
+    free = replace(decided(), listed_in_nano_usd=0, listed_out_nano_usd_per_token=0)
+    state = learn(EMPTY, Charged(free, "application", 0.25))
+    state = learn(state, Charged(free, "application", 0.5, old=0.25))
+    state = learn(state, Charged(decided(), "application", 1.0))
+    calls = state.calls["small"]
+    assert (calls.unpriced_calls, calls.unpriced_nano_usd) == (1, 500_000_000)
+    assert (calls.reported_calls, calls.reported_nano_usd) == (1, 1_000_000_000)
+
+
 def test_reported_costs_beyond_64_bits_can_still_be_saved() -> None:
     prefix = decided().encode()
     entry = bytes([CHARGED, 0]) + prefix + feedback_tail(1e6, None, "application")

@@ -418,6 +418,14 @@ async def test_the_same_feedback_sent_by_many_at_once_counts_once(log: Log) -> N
     assert len(await entries(log)) == 1
 
 
+async def test_a_burst_of_feedback_waits_for_its_turn(log: Log) -> None:
+    answers = await asyncio.gather(
+        *(log.give_feedback(rating(decision=f"d-{n}", record=RECORD)) for n in range(400))
+    )
+    assert {settled.answer for settled in answers} == {Answer.APPLIED}
+    assert len(await entries(log)) == 400
+
+
 # ---- snapshots
 
 
