@@ -6,6 +6,7 @@ A store's "done" is not the end of it: a failover may take it back. So an entry 
 read it in the log and some time has passed, and is sent again whenever history was replaced; sending twice is harmless.
 """
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -109,7 +110,8 @@ class Intake:
         route = self._route_of(decision_id)
         record = route.recorder.record_of(decision_id)
         feedbacks = [_feedback(decision_id, value, record) for value in values]
-        return [await self._give_one(route, feedback) for feedback in feedbacks]
+        # Shielded: what is once in the spool is followed to its end, even if the caller leaves meanwhile.
+        return [await asyncio.shield(self._give_one(route, feedback)) for feedback in feedbacks]
 
     async def resend(self, scope: str) -> None:
         """Send what the store has not answered for, in the order it came; StoreError stops it until the next time."""
@@ -205,7 +207,7 @@ class Intake:
         else:
             tracked.done = settled.answer in REFUSALS  # the caller is told, so nothing is left to do
             tracked.token = settled.token
-        finally:  # also when the caller left meanwhile: what is in the spool is followed to its end
+        finally:
             if not tracked.done:
                 self._unsettled[entry.sequence] = tracked
             if not tracked.done and not tracked.token:

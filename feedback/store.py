@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-ENTRY_MAX_BYTES: Final = 64 * 1024
 RATINGS_PER_DECISION: Final = 64
 _SCOPE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 

@@ -67,7 +67,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DIR", help='a folder of recorded outcomes, or "wheel"')
     parser.add_argument(
-        "--policy", action="append", choices=sorted(CONTESTANTS), help="may be repeated; default: all"
+        "--policy",
+        nargs="+",
+        action="extend",
+        choices=sorted(CONTESTANTS),
+        metavar="NAME",
+        help=f"default: all of {', '.join(CONTESTANTS)}; each fixed model is always shown",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
     parser.add_argument(

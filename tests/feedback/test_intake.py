@@ -95,7 +95,9 @@ class Gateway:
 
     def record(self, arm: str = "small") -> bytes:
         x = np.eye(1, DIMENSION)[0]
-        return encode_record(DecisionPrefix(arm, x, self.site.clock(), 0.5, TAG, b"policy!!"), {})
+        now = self.site.clock()
+        prefix = DecisionPrefix(arm, x, now, 0.5, TAG, b"policy!!", listed_in_nano_usd=1_000)
+        return encode_record(prefix, {})
 
     async def rate(
         self, decision_id: str, value: float = 0.5, key: str | None = None, source: str = "user"
