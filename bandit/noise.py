@@ -17,8 +17,7 @@ from bandit.types import Vector
 TABLE_VERSION: Final = "normals-1"
 _SEED: Final = 20_260_101
 _STARTS: Final = 1 << 16
-_LONGEST: Final = 1 << 15  # normals one decision may read
-NORMALS_MAX: Final = _LONGEST
+NORMALS_MAX: Final = 1 << 15  # that one decision may read
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,6 @@ class Noise:
 
 @cache
 def _table() -> Vector:
-    table = np.random.RandomState(_SEED).standard_normal(_STARTS + _LONGEST)
+    table = np.random.RandomState(_SEED).standard_normal(_STARTS + NORMALS_MAX)
     table.flags.writeable = False
     return table

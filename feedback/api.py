@@ -1,6 +1,6 @@
 """POST /feedback: how an answer did, by a user's rating, a judge's score, or what it really cost."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,7 +18,7 @@ def _number_between(low: float, high: float, unit: str) -> BeforeValidator:
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (numeric and low <= value <= high):
             raise ValueError(f"must be a number from {low:g} to {high:g}{unit}")
-        return value
+        return None if value is None else value + 0.0  # -0.0 becomes 0.0
 
     return BeforeValidator(check)
 
@@ -72,25 +72,35 @@ def feedback_router(intake: Intake) -> APIRouter:
         values = body.values(body.idempotency_key or idempotency_key)
         answers = await intake.give(decision_id, values)
         _refuse_conflicts(values, answers)
-        results = {value.name: overall([answer]) for value, answer in zip(values, answers, strict=True)}
+        results = _told(values, answers)
         return {"decision_id": decision_id, "status": overall(answers), "results": results}
 
     return router
 
 
+def _told(values: list[Value], answers: list[Answer | None]) -> dict[str, str]:
+    return {
+        value.name: "queued" if answer is None else answer.value
+        for value, answer in zip(values, answers, strict=True)
+    }
+
+
 def _refuse_conflicts(values: list[Value], answers: list[Answer | None]) -> None:
+    """Raises FeedbackRefusedError for the first value that was refused; its message tells what became of the others."""
     for value, answer in zip(values, answers, strict=True):
-        match answer:
-            case Answer.CONFLICT:
-                message = f"{value.name} was given before with another value; to revise it send a new idempotency_key"
-                raise FeedbackRefusedError(409, message, param=value.name, code="feedback_conflict")
-            case Answer.TOO_MANY:
-                message = f"{value.name} was given too often for this decision"
-                raise FeedbackRefusedError(409, message, param=value.name, code="too_many_feedbacks")
-            case Answer.MALFORMED:
-                message = (
-                    "the record of this decision is damaged; its feedback is kept in the dead-letter file"
-                )
-                raise FeedbackRefusedError(409, message, param="decision_id", code="decision_damaged")
-            case _:
-                continue
+        if answer not in _REFUSED:
+            continue
+        why, code = _REFUSED[answer]
+        others = {name: told for name, told in _told(values, answers).items() if name != value.name}
+        besides = "".join(f"; {name}: {told}" for name, told in others.items())
+        raise FeedbackRefusedError(409, f"{value.name} {why}{besides}", param=value.name, code=code)
+
+
+_REFUSED: Final[dict[Answer | None, tuple[str, str]]] = {
+    Answer.CONFLICT: (
+        "was given before with another value; to revise it send a new idempotency_key",
+        "feedback_conflict",
+    ),
+    Answer.TOO_MANY: ("was given too often for this decision", "too_many_feedbacks"),
+    Answer.MALFORMED: ("cannot be joined: the record of this decision is damaged", "decision_damaged"),
+}

@@ -30,16 +30,17 @@ from typing import Final
 from urllib.parse import quote
 
 VERSION_MIN: Final = (6, 2)
-START_S: Final = 60.0  # half a gigabyte of commands is read in less
+START_S: Final = 60.0  # gigabytes of commands are read in less
 STOP_S: Final = 10.0
 PING_S: Final = 0.25
 POLL_S: Final = 0.005
 SOCKET_PATH_MAX_BYTES: Final = 103  # with its closing zero: 104 on macOS, 108 on Linux
 
+MAX_MEMORY: Final = "2gb"  # about 4 million decisions that await feedback: 7 requests a second over a week
 OPTIONS: Final = (
     *("--port", "0", "--unixsocketperm", "700", "--daemonize", "no"),
     *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-    *("--maxmemory", "512mb", "--maxmemory-policy", "noeviction", "--lazyfree-lazy-expire", "yes"),
+    *("--maxmemory", MAX_MEMORY, "--maxmemory-policy", "noeviction", "--lazyfree-lazy-expire", "yes"),
 )
 
 # Asks the kernel for SIGTERM at the parent's death, then becomes the server. A small process in between, because code run

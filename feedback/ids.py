@@ -40,12 +40,6 @@ def new_id(secret: bytes, scope: str, *, now_s: float, entropy: bytes) -> str:
     return "rt-" + base64.b32encode(claim + _mac(secret, claim, scope)).decode().lower()
 
 
-def check_id(decision_id: str, secrets: Sequence[bytes], scope: str) -> float | None:
-    """When the decision was made (Unix seconds), or None where none of the secrets made this id for this scope."""
-    found = scope_of(decision_id, secrets, (scope,))
-    return None if found is None else found[1]
-
-
 def scope_of(decision_id: str, secrets: Sequence[bytes], scopes: Iterable[str]) -> tuple[str, float] | None:
     """The scope that the id was made for and when (Unix seconds); None for an id that is forged or not of these scopes."""
     spelled = _SPELLING.fullmatch(decision_id)

@@ -24,6 +24,7 @@ from feedback.store import Answer, Feedback, Log, StoreError
 log = logging.getLogger(__name__)
 RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
 RESEND_AT_A_TIME: Final = 256
+TOO_LATE: Final = "not confirmed within the feedback window; it may have been counted before"
 ASK_AGAIN_MAX_S: Final = (
     60.0  # a decision that is not visible is asked for ever more seldom, but at least this often
 )
@@ -88,7 +89,7 @@ class Intake:
         window_s: float,
     ) -> None:
         self._routes, self._spool, self._secrets = routes, spool, secrets
-        self._clock, self._window_s = clock, window_s
+        self._clock, self._window_s, self._retain_s = clock, window_s, min(RETAIN_S, window_s / 2)
         self._settled: deque[_Tracked] = deque()
         self._ask_again_at: dict[str, float] = {}  # by decision that was not visible, in Unix seconds
         # What an earlier life of this process, or a worker that died, had accepted comes first.
@@ -118,6 +119,9 @@ class Intake:
         unknown: set[str] = set()
         for tracked in self._due(scope):
             decision_id = tracked.feedback.decision_id
+            if self._waited_s(tracked) > self._window_s:
+                await self._bury(tracked, TOO_LATE)
+                continue
             if decision_id in unknown:
                 continue  # it must not overtake an earlier one: the value given last is the one that counts
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
@@ -127,7 +131,8 @@ class Intake:
                 await self._bury(tracked, REFUSALS[settled.answer])
             elif settled.answer is Answer.UNKNOWN_DECISION:
                 unknown.add(decision_id)
-                await self._ask_again_later(tracked)
+                pause_s = min(max(self._waited_s(tracked), 0.0), ASK_AGAIN_MAX_S)
+                self._ask_again_at[decision_id] = self._clock() + pause_s
         self._queued_ids = self._decisions_queued()
 
     def _decisions_queued(self) -> set[str]:
@@ -139,14 +144,8 @@ class Intake:
         due = [t for t in waiting if again.get(t.feedback.decision_id, now) <= now]
         return sorted(due, key=lambda tracked: tracked.entry.sequence)[:RESEND_AT_A_TIME]
 
-    async def _ask_again_later(self, tracked: _Tracked) -> None:
-        """After as long as it has waited already, so that what never appears does not hold up the rest."""
-        waited_s = self._clock() - float(tracked.entry.payload["at"])
-        if waited_s > self._window_s:
-            await self._bury(tracked, "its decision never became visible within the feedback window")
-        else:
-            pause_s = min(max(waited_s, 0.0), ASK_AGAIN_MAX_S)
-            self._ask_again_at[tracked.feedback.decision_id] = self._clock() + pause_s
+    def _waited_s(self, tracked: _Tracked) -> float:
+        return self._clock() - float(tracked.entry.payload["at"])
 
     async def bury_strays(self) -> None:
         """Feedback for routes that are no longer configured goes to the dead-letter file."""
@@ -164,7 +163,13 @@ class Intake:
                 self._settled.append(self._unsettled.pop(tracked.entry.sequence))
             elif replica.has_passed(tracked.token):
                 tracked.token = ""
-        while self._settled and self._clock() - self._settled[0].settled_at >= RETAIN_S:
+        self._queued_ids = self._decisions_queued()
+        while self._settled and self._clock() - self._settled[0].settled_at >= self._retain_s:
+            await self._spool.finish(self._settled.popleft().entry.sequence)
+
+    async def let_go_of_settled(self) -> None:
+        """At a clean end: what was read back needs no more sending."""
+        while self._settled:
             await self._spool.finish(self._settled.popleft().entry.sequence)
 
     async def _history_changed(self, scope: str) -> None:

@@ -13,18 +13,35 @@ from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.events import Called, Charged, Event, Rated, decode
 from feedback.records import DecisionPrefix, MalformedError
 from feedback.state import State, weight_grid
+from feedback.store import position
 
 EPOCH_SPAN: Final = 60  # half-lives after which the epoch moves on, long before a weight could overflow
 WORKERS_REMEMBERED: Final = 256
+SOURCES_MAX: Final = 64
+OTHER_SOURCES: Final = "others"  # what sources beyond that are summed under
+SERVER_CLOCK_FROM_MS: Final = (
+    10**12
+)  # an earlier stream id comes from no clock: a log in memory counts from zero
+CLOCK_SKEW_S: Final = 300.0  # how far a gateway's clock may be ahead of the store's
 
 
 def fold(state: State, token: str, entry: bytes) -> State:
     """The state after one entry of the log, with the cursor on it."""
     try:
         event = decode(entry)
+        _check_clock(event, token)
     except MalformedError:
         return replace(state, cursor=token, skipped=state.skipped + 1)
     return replace(learn(state, event), cursor=token)
+
+
+def _check_clock(event: Event, token: str) -> None:
+    """A decision from the store's own future would make all that is known look old."""
+    logged_ms = position(token)[0]
+    if logged_ms < SERVER_CLOCK_FROM_MS or not isinstance(event, Rated):
+        return
+    if event.decision.decided_at > logged_ms / 1000 + CLOCK_SKEW_S:
+        raise MalformedError("decided in the future of the store's clock")
 
 
 def learn(state: State, event: Event) -> State:
@@ -48,13 +65,18 @@ def _rated(state: State, event: Rated) -> State | None:
     k, factor = weight_grid(decision.decided_at)
     state = _with_epoch(state, k)
     weight = float(np.ldexp(factor, k - (state.epoch or 0)))
-    key = (decision.arm, event.source)
+    key = (decision.arm, _source(state, event.source))
     seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
     if event.old is None:
         seen = seen.added(decision.x, event.quality, weight)
     else:
         seen = seen.revised(decision.x, event.quality, old=event.old, weight=weight)
     return replace(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
+
+
+def _source(state: State, name: str) -> str:
+    known = {source for _, source in state.ratings}
+    return name if name in known or len(known) < SOURCES_MAX else OTHER_SOURCES
 
 
 def _with_epoch(state: State, k: int) -> State:

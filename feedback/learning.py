@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -17,7 +18,7 @@ from feedback.intake import Intake, Route
 from feedback.recorder import Recorder
 from feedback.replica import Replica, catch_up
 from feedback.spool import Spool
-from feedback.store import Store, StoreError
+from feedback.store import Log, Store, StoreError, StoreGoneError
 
 TICK_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 2.0
@@ -46,13 +47,18 @@ class Learning:
         *,
         identity: Identity,
         clock: Callable[[], float],
+        patience_s: float = 0.0,
         revive: Callable[[], object] | None = None,
     ) -> None:
-        """models: scope -> the route's quality model. clock: Unix seconds. revive: called when the store is away, to
-        bring back an embedded one.
+        """models: scope -> the route's quality model. clock: Unix seconds. patience_s: how long this process, while
+        it knows nothing, leaves an empty store to others who may know something. revive: called when the store is
+        gone, to bring back an embedded one.
         """
         self.routes: Mapping[str, Route] = MappingProxyType(
-            {scope: _route(store, scope, model, identity.worker) for scope, model in models.items()}
+            {
+                scope: _route(store.log(scope), scope, model, (identity.worker, patience_s))
+                for scope, model in models.items()
+            }
         )
         self.spool = spool
         self.intake = Intake(
@@ -64,22 +70,39 @@ class Learning:
     async def start(self) -> None:
         """Fold what is stored. A store that is away stops nothing: decisions begin with the prior."""
         await self.intake.bury_strays()
-        try:
-            for route in self.routes.values():
+        for route in self.routes.values():
+            try:
                 await catch_up(route.replica)
-        except StoreError as error:
-            self._store_away(error)
+            except StoreError as error:
+                self._store_away(error)
 
     async def tick(self) -> None:
-        """Write, send, fold: once, for every route. StoreError where the store is away."""
-        for scope, route in self.routes.items():
-            await route.recorder.flush()
-            await self.intake.resend(scope)
-            history = await route.replica.poll()
-            await self.intake.settle(scope, history)
+        """Write, send, fold: once, for every route. Every step is taken, whatever became of the others: a store that is
+        full still gives, and one damaged route is no other route's business. Then StoreError, if any step failed.
+        """
+        failed = [error for scope in self.routes for error in await self._tick_route(scope)]
+        if failed:
+            raise failed[-1]
         if self.store_error is not None:
             log.warning("the store is back")
             self.store_error = None
+
+    async def _tick_route(self, scope: str) -> list[StoreError]:
+        failed: list[StoreError] = []
+        for step in (
+            self.routes[scope].recorder.flush,
+            partial(self.intake.resend, scope),
+            partial(self._fold, scope),
+        ):
+            try:
+                await step()
+            except StoreError as error:
+                failed.append(error)
+        return failed
+
+    async def _fold(self, scope: str) -> None:
+        history = await self.routes[scope].replica.poll()
+        await self.intake.settle(scope, history)
 
     async def run(self) -> None:
         """Tick until cancelled; after a failure with growing pauses."""
@@ -100,19 +123,22 @@ class Learning:
         """Write what waits, if the store takes it, and let go of everything."""
         try:
             await self.tick()
+            await self.intake.let_go_of_settled()
         except StoreError as error:
             log.warning("closing with the store away (%s); feedback is in the spool", error)
-        await self.spool.close()
-        await self._store.close()
+        finally:
+            await self.spool.close()
+            await self._store.close()
 
     def _store_away(self, error: StoreError) -> None:
         if self.store_error is None:
             log.warning("the store is away (%s): deciding from memory, feedback waits in the spool", error)
         self.store_error = str(error)
-        if self._revive is not None:
+        if self._revive is not None and isinstance(error, StoreGoneError):
             self._revive()
 
 
-def _route(store: Store, scope: str, model: QualityModel, worker: str) -> Route:
-    one = store.log(scope)
-    return Route(scope, one, Replica(one, model), Recorder(one, worker=f"{worker}/{scope}"))
+def _route(events: Log, scope: str, model: QualityModel, who: tuple[str, float]) -> Route:
+    worker, patience_s = who
+    replica = Replica(events, model, patience_s=patience_s)
+    return Route(scope, events, replica, Recorder(events, worker=f"{worker}/{scope}"))

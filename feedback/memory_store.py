@@ -3,6 +3,8 @@
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
 
 from feedback.events import feedback_tail
 from feedback.records import MalformedError, prefix_bytes
@@ -18,6 +20,8 @@ from feedback.store import (
     check_scope,
     position,
 )
+
+DECISIONS_KEPT: Final = 100_000
 
 
 class MemoryStore:
@@ -49,7 +53,11 @@ class MemoryLog:
         self._seed: str | None = None
 
     async def put_decisions(self, records: Mapping[str, bytes]) -> None:
-        self._records = {**records, **self._records}
+        for decision_id, record in records.items():
+            self._records.setdefault(decision_id, record)
+        for decision_id in list(islice(self._records, max(len(self._records) - DECISIONS_KEPT, 0))):
+            del self._records[decision_id]
+            self._given.pop(decision_id, None)
 
     async def get_decision(self, decision_id: str) -> bytes | None:
         return self._records.get(decision_id)

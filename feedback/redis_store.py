@@ -3,7 +3,8 @@
 Keys of a route, all in one slot (the braces are the hash tag):
 
     PREFIX:{tenant.route}:d:ID   string   decision record, kept for the feedback window
-    PREFIX:{tenant.route}:f:ID   hash     feedback given to that decision: value by idempotency key, and by source
+    PREFIX:{tenant.route}:f:ID   hash     feedback given to that decision: value by idempotency key, and by source;
+                                          kept for twice the window, so that what is sent again is always recognised
     PREFIX:{tenant.route}:log    stream   entries: p = the token before, e = the event
     PREFIX:{tenant.route}:meta   hash     tokens: last = the log's end, snapshot, seed = where it began
     PREFIX:{tenant.route}:snap   string   feedback.state bytes
@@ -19,6 +20,7 @@ from typing import Any, Final
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from feedback.redis_scripts import APPEND, FEEDBACK, SEED, SNAPSHOT
@@ -29,6 +31,7 @@ from feedback.store import (
     Feedback,
     Settled,
     StoreError,
+    StoreGoneError,
     StoreUnfitError,
     Tail,
     chained,
@@ -42,6 +45,9 @@ CONNECTIONS: Final = 16  # of one process; in a burst of feedback the rest wait 
 LOG_KEPT_MS: Final = (
     86_400_000  # entries that a snapshot covers stay this long, for slow replicas and for auditors
 )
+
+
+MESSAGE_CHARS: Final = 200
 
 
 class RedisStore:
@@ -105,7 +111,9 @@ class RedisLog:
         pipeline = self._redis.pipeline(transaction=False)
         for decision_id, record in records.items():
             pipeline.set(self._decision + decision_id, record, px=self._ttl_ms, nx=True)
-        await _asked(pipeline.execute())
+        results = await _asked(pipeline.execute(raise_on_error=False))
+        for refused in (result for result in results if isinstance(result, Exception)):
+            raise _unavailable(refused)
 
     async def get_decision(self, decision_id: str) -> bytes | None:
         record: bytes | None = await _asked(self._redis.get(self._decision + decision_id))
@@ -122,7 +130,7 @@ class RedisLog:
         slot = hashlib.blake2b(kind + feedback.source.encode(), digest_size=8).digest()
         value = struct.pack("<d", feedback.value)
         given = [kind, slot, feedback.key, value, feedback.source, feedback.record or b""]
-        reply = await self._script(FEEDBACK, keys, [*given, self._ttl_ms, RATINGS_PER_DECISION])
+        reply = await self._script(FEEDBACK, keys, [*given, 2 * self._ttl_ms, RATINGS_PER_DECISION])
         return Settled(Answer(reply[0].decode()), reply[1].decode() if len(reply) > 1 else "")
 
     async def append(self, entry: bytes) -> str | None:
@@ -169,7 +177,8 @@ async def _asked(call: Awaitable[Any]) -> Any:
 
 
 def _unavailable(error: Exception) -> StoreError:
-    return StoreError(f"{type(error).__name__}: {error}")
+    kind = StoreGoneError if isinstance(error, RedisConnectionError) else StoreError
+    return kind(f"{type(error).__name__}: {error}"[:MESSAGE_CHARS])
 
 
 def _entry(key: bytes, fields: Mapping[bytes, bytes]) -> Entry:

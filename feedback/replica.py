@@ -34,23 +34,32 @@ class History(Enum):
 
 @dataclass(slots=True)
 class Counters:
-    """What operators see of a replica. last_poll: monotonic seconds of the last poll that reached the store."""
+    """What operators see of a replica."""
 
     reloads: int = 0
     seeds: int = 0
     snapshots: int = 0
     bad_snapshots: int = 0
-    last_poll: float = float("-inf")
 
 
 class Replica:
-    def __init__(self, log: Log, model: QualityModel, *, clock: Callable[[], float] = time.monotonic) -> None:
+    """patience_s: how long a replica that knows nothing leaves an empty store to others. clock: monotonic seconds."""
+
+    def __init__(
+        self,
+        log: Log,
+        model: QualityModel,
+        *,
+        patience_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.state = State(TAG, DIMENSION)
         self.posterior: Posterior = self.state.posterior(model)
         self.counters = Counters()
         self._log, self._model, self._clock = log, model, clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
         self._seed: str | None = None  # where the log began, as of the last poll
+        self._patience_s, self._empty_since = patience_s, float("inf")
         self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
 
     def has_seen(self, token: str) -> bool:
@@ -74,10 +83,8 @@ class Replica:
         """Fold everything that is new; StoreError where the store cannot be read."""
         while True:
             tail = await self._log.read(self.state.cursor, BATCH)
-            self.counters.last_poll = self._clock()
             if tail.last is None:
-                await self._begin_log()
-                return History.SEEDED
+                return await self._begin_log()
             self._seed = tail.seed
             if not self._continues(tail):
                 await self._reload()
@@ -110,12 +117,19 @@ class Replica:
     def _adopt(self, state: State) -> None:
         self.state, self.posterior = state, state.posterior(self._model)
 
-    async def _begin_log(self) -> None:
-        """The store holds no log: begin one with what this replica knows, or with what a quicker one knew."""
+    async def _begin_log(self) -> History:
+        """The store holds no log: begin one with what this replica knows, or with what a quicker one knew.
+
+        A replica that knows nothing first leaves the others time: an emptied store must not be taken for a new one.
+        """
+        if self._knows_nothing():
+            self._empty_since = min(self._empty_since, self._clock())
+            if self._clock() - self._empty_since < self._patience_s:
+                return History.CONTINUED
         if await self._log.seed(self.state.to_bytes(), self.state.cursor):
             self.counters.seeds += 1
             self._seed = self.state.cursor
-            return
+            return History.SEEDED
         tail = await self._log.read(START, 1)
         if tail.last is None:
             raise StoreError(
@@ -123,6 +137,10 @@ class Replica:
             )
         await self._reload()
         self._seed = tail.seed
+        return History.SEEDED
+
+    def _knows_nothing(self) -> bool:
+        return self.state.events == 0
 
     async def _reload(self) -> None:
         """Take the stored snapshot as the new beginning; the next poll goes on from there."""
@@ -139,10 +157,8 @@ class Replica:
         except MalformedError:
             self.counters.bad_snapshots += 1
             return State(TAG, DIMENSION)  # the whole log again, if it still reaches back to its start
-        if (
-            stored.features != TAG
-        ):  # another version's vectors: their place in the log counts, their sums do not
-            return replace(State(TAG, DIMENSION), cursor=stored.cursor)
+        if stored.features != TAG:  # another version's vectors: their ratings count no more, their calls do
+            return replace(stored, features=TAG, d=DIMENSION, ratings={}, epoch=None, as_of=0.0)
         return stored
 
     async def _save_snapshot(self, base: str) -> None:

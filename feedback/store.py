@@ -23,6 +23,10 @@ class StoreError(Exception):
     """The store cannot do it now: away, slow, full, read-only, ... The message says which; try again later."""
 
 
+class StoreGoneError(StoreError):
+    """Nobody listens where the store should be."""
+
+
 class StoreUnfitError(StoreError):
     """The store can never do it as it is: its version, its settings or its permissions are wrong."""
 

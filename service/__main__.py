@@ -6,16 +6,20 @@ spawned it, so that no gateway can leave one behind.
 
 import argparse
 import asyncio
+import hashlib
 import logging
 import os
-import secrets
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from socket import socket
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import uvicorn
 import uvloop
@@ -29,7 +33,7 @@ from feedback.redis_store import RedisStore
 from feedback.spool import Spool, SpoolError
 from feedback.store import Store, StoreError, StoreUnfitError
 from service.app import Gateway, create_app
-from service.config import Settings, load_settings
+from service.config import Settings, StoreSettings, load_settings
 from service.config_problems import ConfigError
 from service.pipeline import Shell
 from service.routes import quality_models
@@ -38,7 +42,20 @@ from service.upstream import AiohttpUpstream
 KEEP_ALIVE_S = (
     75  # longer than clients keep an idle connection, lest they send into one that is just being closed
 )
+PATIENCE_S = 3.0
 log = logging.getLogger("service")
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where what is learned is kept. store_url: None for this process's memory. spool: of feedback for that store and no
+    other. patience_s: how long an empty store is left to gateways that may know more than a fresh one does.
+    """
+
+    store_url: str | None
+    spool: Path
+    embedded: EmbeddedServer | None = None
+    patience_s: float = 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,38 +65,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        settings = _settings(options)
-        secret = load_secret(_secret_text(settings), settings.store.state_dir)
-        embedded = _embedded(settings, ephemeral=options.ephemeral)
-    except (ConfigError, SecretError, EmbeddedServerError) as error:
+        with ExitStack() as stack:
+            settings = _settings(options)
+            secret = load_secret(_secret_text(settings), settings.store.state_dir)
+            home = _home(settings, stack, ephemeral=options.ephemeral)
+            stack.enter_context(threadpool_limits(1))
+            runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+            runner.run(_serve(settings, secret, home))
+    except (ConfigError, SecretError, EmbeddedServerError, SpoolError) as error:
         print(error, file=sys.stderr)
         return 2
-    try:
-        with threadpool_limits(1), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, secret, embedded))
     except StoreUnfitError as error:
         print(f"the store cannot be used: {error}", file=sys.stderr)
         return 2
-    except SpoolError as error:
-        print(error, file=sys.stderr)
-        return 2
-    finally:
-        if embedded is not None:
-            embedded.stop()
     return 0
 
 
-async def _serve(settings: Settings, secret: bytes, embedded: EmbeddedServer | None) -> None:
-    worker = secrets.token_hex(8)
-    spool = await Spool.open(settings.store.state_dir / "spool", worker=worker, clock=time.time)
-    store = await _store(settings, embedded)
+def _home(settings: Settings, stack: ExitStack, *, ephemeral: bool) -> _Home:
+    if ephemeral:
+        log.warning("ephemeral: everything that is learned ends with this process")
+        return _Home(None, Path(stack.enter_context(TemporaryDirectory(prefix="ephemeral-"))))
+    spools = settings.store.state_dir / "spool"
+    if settings.store.url is None:
+        embedded = EmbeddedServer.start(settings.store.state_dir)
+        stack.callback(embedded.stop)
+        home = _Home(embedded.url, spools / "embedded", embedded, 0.0 if embedded.owner else PATIENCE_S)
+    else:
+        home = _Home(settings.store.url, spools / _name_of(settings.store), patience_s=PATIENCE_S)
+    for other in sorted(spools.glob("*/*.spool")):
+        if other.parent != home.spool and other.stat().st_size > 0:
+            log.warning(
+                "%s holds feedback for another store; start the gateway on that store to send it", other
+            )
+    return home
+
+
+def _name_of(store: StoreSettings) -> str:
+    """A folder's name for a store: the same for the same server, database and prefix, whatever the password."""
+    url = urlsplit(store.url or "")
+    where = f"{url.hostname}:{url.port}{url.path}?{url.query}#{store.key_prefix}"
+    return hashlib.blake2b(where.encode(), digest_size=6).hexdigest()
+
+
+async def _serve(settings: Settings, secret: bytes, home: _Home) -> None:
+    worker = token_hex(8)
+    previous = settings.store.previous_secret
+    window_s = settings.store.feedback_window_h * 3600
+    store = await _store(settings, home)
     learning = Learning(
         store,
-        spool,
+        await Spool.open(home.spool, worker=worker, clock=time.time),
         quality_models(settings),
-        identity=Identity(worker, [secret], window_s=settings.store.feedback_window_h * 3600),
+        identity=Identity(worker, [secret, *([previous] if previous else [])], window_s),
         clock=time.time,
-        revive=embedded.ensure if embedded else None,
+        patience_s=home.patience_s,
+        revive=home.embedded.ensure if home.embedded else None,
     )
     shell = Shell(
         upstream=AiohttpUpstream(settings.upstream),
@@ -115,13 +155,11 @@ class _Announcing(uvicorn.Server):
             print(f"gateway on http://{host}:{port}", flush=True)
 
 
-async def _store(settings: Settings, embedded: EmbeddedServer | None) -> Store:
-    url = settings.store.url or (embedded.url if embedded else None)
-    if url is None:
-        log.warning("ephemeral: everything that is learned ends with this process")
+async def _store(settings: Settings, home: _Home) -> Store:
+    if home.store_url is None:
         return MemoryStore()
     ttl_ms = round(settings.store.feedback_window_h * 3_600_000)
-    store = RedisStore(url, prefix=settings.store.key_prefix, decision_ttl_ms=ttl_ms)
+    store = RedisStore(home.store_url, prefix=settings.store.key_prefix, decision_ttl_ms=ttl_ms)
     try:
         log.info("store: version %s", await store.probe())
     except StoreUnfitError:
@@ -145,12 +183,6 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _secret_text(settings: Settings) -> str | None:
     return None if settings.store.secret is None else settings.store.secret.decode()
-
-
-def _embedded(settings: Settings, *, ephemeral: bool) -> EmbeddedServer | None:
-    if ephemeral or settings.store.url:
-        return None
-    return EmbeddedServer.start(settings.store.state_dir)
 
 
 def _new_id(secret: bytes, scope: str) -> str:

@@ -9,7 +9,8 @@ import re
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,12 +20,13 @@ from starlette.exceptions import HTTPException
 from feedback.api import feedback_router
 from feedback.intake import FeedbackRefusedError
 from feedback.learning import Learning
-from service.chat import PATH, ChatRoute, Receive, Scope, Send
+from service.chat import PATH, ChatRoute, Message, Receive, Scope, Send
 from service.config import Settings
 from service.errors import ApiError, BadRequestError
 from service.pipeline import Pipeline, Shell
 from service.routes import ServedRoute, served_routes
 
+SMALL_BODY_BYTES: Final = 64 * 1024
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
 
@@ -40,10 +42,10 @@ class Gateway:
             await self.rest(scope, receive, send)
             return
         send = _with_request_id(scope, send)
-        if scope["path"] == PATH and scope["method"] == "POST":
+        if scope["path"] == PATH:
             await self.chat(scope, receive, send)
         else:
-            await self.rest(scope, receive, send)
+            await self.rest(scope, _bounded(receive), send)
 
 
 def create_app(settings: Settings, learning: Learning, shell: Shell, *, background: bool = True) -> Gateway:
@@ -114,7 +116,6 @@ def _learned(learning: Learning, scope: str) -> dict[str, Any]:
     route = learning.routes[scope]
     state, ratings = route.replica.state, route.replica.state.ratings_per_arm()
     counters = asdict(route.replica.counters)
-    del counters["last_poll"]
     return {
         "cursor": state.cursor,
         "digest": state.digest(),
@@ -154,9 +155,31 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        code = str(error.detail).lower().replace(" ", "_")
+        code = HTTPStatus(error.status_code).name.lower()
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
         return _response(ApiError(message, status=error.status_code, type=kind, code=code))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        message = "the gateway failed on this request; its log says why"
+        return _response(ApiError(message, status=500, type="server_error", code="internal_error"))
+
+
+def _bounded(receive: Receive) -> Receive:
+    """A request's body up to SMALL_BODY_BYTES: no route but the chat needs more."""
+    read = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > SMALL_BODY_BYTES:
+            raise HTTPException(
+                413, f"The request body is too large; at most {SMALL_BODY_BYTES} bytes are read here."
+            )
+        return message
+
+    return receive_bounded
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from service.errors import ApiError, PayloadTooLargeError
+from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError
 from service.pipeline import Pipeline
 from service.request import parse_chat
 
@@ -29,6 +29,8 @@ class ChatRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowedError("POST")
             body = await self._body(receive)
         except ApiError as error:
             await _send_error(send, error)

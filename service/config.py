@@ -58,7 +58,7 @@ class Route:
     usd_per_quality: USD that one full point of quality (0 to 1) is worth, above 0, at most 10^6; for "balanced", and
         required when the strategy is "bandit".
     quality_floor: for "cost": how far expected quality may lie below the best model's, 0 to 1, default 0.02.
-    exploration_floor: total probability spread over all eligible models, 0 to 0.2, default 0.01.
+    exploration_floor: total probability spread over all eligible models, 0.0001 to 0.2, default 0.01.
     """
 
     name: str
@@ -88,6 +88,7 @@ class StoreSettings:
     key_prefix: begins every key, 1 to 32 of a-z 0-9 _ -, default "lr".
     feedback_window_h: hours in which feedback on a decision is taken, above 0, at most 8760, default 168.
     secret: at least 32 bytes that authenticate decision ids, from the variable named in `secret_env`; None if none is.
+    previous_secret: what `secret` was before, from `previous_secret_env`: ids that it made are still taken.
     """
 
     url: str | None = field(repr=False)
@@ -95,6 +96,7 @@ class StoreSettings:
     key_prefix: str = "lr"
     feedback_window_h: float = 168.0
     secret: bytes | None = field(default=None, repr=False)
+    previous_secret: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +210,18 @@ def _route(name: str, entry: RouteEntry) -> Route:
 
 
 def _store(entry: StoreEntry, folder: Path, environ: Mapping[str, str]) -> StoreSettings:
-    secret = (
-        environ[entry.secret_env].strip().encode("utf-8", "surrogateescape") if entry.secret_env else None
-    )
     return StoreSettings(
         url=entry.url,
         state_dir=folder / entry.state_dir,
         key_prefix=entry.key_prefix,
         feedback_window_h=entry.feedback_window_h,
-        secret=secret,
+        secret=_secret(entry.secret_env, environ),
+        previous_secret=_secret(entry.previous_secret_env, environ),
     )
+
+
+def _secret(variable: str | None, environ: Mapping[str, str]) -> bytes | None:
+    return environ[variable].strip().encode("utf-8", "surrogateescape") if variable else None
 
 
 def _too_long(source: str) -> ConfigError:

@@ -190,7 +190,7 @@ class RouteEntry(_Section):
         Annotated[float, Field(gt=0, le=1e6)] | None, AfterValidator(_worth), Field(validate_default=True)
     ] = None
     quality_floor: float = Field(default=0.02, ge=0, le=1)
-    exploration_floor: float = Field(default=0.01, ge=0, le=0.2)
+    exploration_floor: float = Field(default=0.01, ge=0.0001, le=0.2)
 
 
 class ServerEntry(_Section):
@@ -205,6 +205,7 @@ class StoreEntry(_Section):
     key_prefix: Annotated[str, AfterValidator(_key_prefix)] = "lr"
     feedback_window_h: float = Field(default=168.0, gt=0, le=8760)
     secret_env: Annotated[VariableName, AfterValidator(_usable_secret)] | None = None
+    previous_secret_env: Annotated[VariableName, AfterValidator(_usable_secret)] | None = None
 
 
 class UpstreamEntry(_Section):

@@ -96,12 +96,15 @@ class UpstreamTimeoutError(ApiError):
         super().__init__(message, status=504, type="server_error", code="upstream_timeout")
 
 
-class UnavailableError(ApiError):
-    """retry_after_s: when to come back, in whole seconds, as HTTP has it."""
-
-    def __init__(self, message: str, *, retry_after_s: int) -> None:
-        headers = {"retry-after": str(retry_after_s)}
-        super().__init__(message, status=503, type="server_error", code="unavailable", headers=headers)
+class MethodNotAllowedError(ApiError):
+    def __init__(self, allowed: str) -> None:
+        super().__init__(
+            f"This path takes {allowed}.",
+            status=405,
+            type="invalid_request_error",
+            code="method_not_allowed",
+            headers={"allow": allowed},
+        )
 
 
 def _shown(text: str) -> str:

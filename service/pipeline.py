@@ -9,7 +9,7 @@ next decision is made among the rest; every attempt is a decision of its own, wi
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -111,12 +111,15 @@ class Pipeline:
         prefix = prefix_of(
             decision, decided_at=self._shell.now(), policy=route.policy_tag, attempt=min(attempt, 255)
         )
-        names = (arm.name for arm in decision.candidates)
         explanation = {
             "route": route.name,
-            "objective": route.objective,
+            "policy": repr(route.policy),
             "log": decision.token,
-            "candidates": dict(zip(names, map(float, decision.probabilities), strict=True)),
+            "candidates": [
+                [arm.name, p, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out]
+                for arm, p in zip(decision.candidates, decision.probabilities.tolist(), strict=True)
+            ],
+            "needs": astuple(decision.context.needs),
             "excluded": {e.arm: e.code for e in excluded},
         }
         route.learned.recorder.decided(decision.decision_id, encode_record(prefix, explanation))

@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import orjson
 
-from service.splice import replace_values, top_level_spans
+from service.splice import replace_values
 from service.sse import EventSplitter, data_of, with_data
 
-_USAGE: Final = frozenset({"usage"})
-_USAGE_ONLY: Final = frozenset({"usage", "choices"})
+TOKENS_MAX: Final = 10**8
 
 
 @dataclass(slots=True)
@@ -37,9 +36,10 @@ def identity(decision_id: str, model: str) -> dict[str, bytes]:
 
 def whole(body: bytes, ours: Mapping[str, bytes], usage: Usage) -> bytes:
     """A reply that came in one piece. Raises ValueError if it is no JSON object."""
-    span = top_level_spans(body, only=_USAGE).get("usage")
-    if span:
-        usage.read(orjson.loads(body[slice(*span)]))
+    reply = orjson.loads(body)
+    if not isinstance(reply, dict):
+        raise ValueError("a reply is one JSON object")  # noqa: TRY004 - one error for all that is no reply
+    usage.read(reply.get("usage"))
     return replace_values(body, ours)
 
 
@@ -61,23 +61,17 @@ def _event(event: bytes, ours: Mapping[str, bytes], usage: Usage, *, usage_asked
     if data is None or not data.startswith(b"{"):
         return event
     try:
-        if b'"usage"' in data and _only_usage(data, usage) and not usage_asked:
-            return b""
-        return with_data(event, replace_values(data, ours))
-    except ValueError:  # no JSON object after all: not ours to judge
-        return event
-
-
-def _only_usage(data: bytes, usage: Usage) -> bool:
-    """Read the usage; True for the extra chunk that carries nothing else."""
-    spans = top_level_spans(data, only=_USAGE_ONLY)
-    if "usage" not in spans:
-        return False
-    value = orjson.loads(data[slice(*spans["usage"])])
-    usage.read(value)
-    choices = data[slice(*spans["choices"])] if "choices" in spans else b""
-    return isinstance(value, dict) and choices.translate(None, b" \t\r\n") == b"[]"
+        chunk = orjson.loads(data)  # splicing is for what a parser accepts
+    except orjson.JSONDecodeError:
+        return event  # not ours to judge
+    usage.read(chunk.get("usage"))
+    only_usage = isinstance(chunk.get("usage"), dict) and not chunk.get("choices")
+    if only_usage and not usage_asked:
+        return b""
+    return with_data(event, replace_values(data, ours))
 
 
 def _count(value: Any, otherwise: int | None) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else otherwise
+    """A plausible number of tokens; anything else is as good as not said."""
+    plausible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= TOKENS_MAX
+    return value if plausible else otherwise

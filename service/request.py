@@ -7,6 +7,7 @@ import orjson
 
 from bandit.features import Prompt, prompt_of
 from service.errors import BadRequestError
+from service.splice import duplicate_keys
 
 _LIMITS: Final = ("max_completion_tokens", "max_tokens")
 
@@ -29,6 +30,8 @@ class ChatRequest:
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises BadRequestError naming the field and what would be right."""
     data = _object(body)
+    for name in duplicate_keys(body):
+        raise BadRequestError(f"{name} stands twice in the body; which one is meant?", param=name)
     model = data.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequestError('model must be the name of a route or a model, such as "auto"', param="model")

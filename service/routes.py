@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from bandit.arms import Arm
 from bandit.objective import Balanced, Cost, Objective, Quality
@@ -12,7 +13,8 @@ from feedback.records import policy_tag
 from service.config import Model, Route, Settings
 from service.errors import ModelNotFoundError
 
-TENANT = "default"  # one tenant until keys tell them apart
+TENANT: Final = "default"  # one tenant until keys tell them apart
+QUALITY_MODEL: Final[QualityModel] = SharedBaseline()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,6 @@ class ServedRoute:
     """name: what the client asked for. policy_tag: 8 bytes that name policy and quality model in every record."""
 
     name: str
-    objective: str
     models: Mapping[str, Model]
     policy: Policy
     policy_tag: bytes
@@ -37,7 +38,7 @@ def scope_of_route(route: str) -> str:
 
 def quality_models(settings: Settings) -> dict[str, QualityModel]:
     """By scope: the quality model of the route's log."""
-    return {scope_of_route(name): SharedBaseline() for name in settings.routes}
+    return {scope_of_route(name): QUALITY_MODEL for name in settings.routes}
 
 
 def served_routes(settings: Settings, learned: Mapping[str, LearnedRoute]) -> dict[str, ServedRoute]:
@@ -66,10 +67,9 @@ def _routed(name: str, settings: Settings, learned: Mapping[str, LearnedRoute]) 
     policy = _policy(route)
     return ServedRoute(
         name=name,
-        objective=route.objective,
         models={model: settings.models[model] for model in route.models},
         policy=policy,
-        policy_tag=policy_tag(policy, SharedBaseline()),
+        policy_tag=policy_tag(policy, QUALITY_MODEL),
         learned=learned[scope_of_route(name)],
     )
 
@@ -78,7 +78,6 @@ def _direct(model: str, route: ServedRoute) -> ServedRoute:
     policy = Fixed()
     return ServedRoute(
         name=model,
-        objective="as asked",
         models={model: route.models[model]},
         policy=policy,
         policy_tag=policy_tag(policy),

@@ -139,7 +139,7 @@ async def test_same_decisions(objective, tmp_path):
             record = route.recorder.record_of(decision_id)
             assert record is not None
             explanation = json.loads(record[int.from_bytes(record[2:4], "little") :])
-            assert list(explanation["candidates"].values()) == step.decision.probabilities.tolist()
+            assert [p for _, p, *_ in explanation["candidates"]] == step.decision.probabilities.tolist()
             await rate(route, decision_id, step.quality, record)
             await learning.tick()
     assert len({step.decision.arm.name for step in simulated}) > 1, (

@@ -169,7 +169,7 @@ def config(server: EmbeddedServer, name: str) -> str:
         ("appendonly", "yes"),
         ("appendfsync", "everysec"),
         ("save", ""),
-        ("maxmemory", str(512 << 20)),
+        ("maxmemory", str(2 << 30)),
         ("maxmemory-policy", "noeviction"),
         ("lazyfree-lazy-expire", "yes"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from feedback.ids import SecretError, bare_id, check_id, load_secret, new_id, parse_secret, scope_of
+from feedback.ids import SecretError, bare_id, load_secret, new_id, parse_secret, scope_of
 
 SECRET = b"a throw-away secret of 32+ bytes for tests"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -17,6 +17,12 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 scopes = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}\.[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)
 times_s = st.floats(0, 2**47 / 1000)
 entropies = st.binary(min_size=8, max_size=8)
+
+
+def check_id(decision_id: str, secrets: list[bytes], scope: str) -> float | None:
+    """When the decision was made, if it was made for this scope."""
+    found = scope_of(decision_id, secrets, (scope,))
+    return None if found is None else found[1]
 
 
 @given(scope=scopes, now_s=times_s, entropy=entropies)

@@ -378,7 +378,7 @@ async def test_a_decision_that_never_appears_ends_among_the_dead_letters_after_t
     gateway.site.clock.now += 61
     await gateway.tick()
     (letter,) = gateway.dead()
-    assert "never became visible" in letter["reason"]
+    assert "within the feedback window" in letter["reason"]
     assert (letter["payload"]["id"], letter["payload"]["value"]) == (decision_id, 0.25)
     assert gateway.intake.queued == 0
     assert gateway.spool.pending() == []
@@ -758,3 +758,40 @@ async def test_everything_together(site: Site) -> None:
     assert gateways[0].replica.state.digest() == gateways[1].replica.state.digest()
     assert gateways[0].replica.state.cursor != START
     assert SNAPSHOT_S < RETAIN_S  # what a reload may take back is still on disk
+
+
+async def test_a_restart_after_the_window_counts_nothing_twice(site: Site) -> None:
+    """Killed with settled feedback still in its spool, and started when the store has forgotten its keys."""
+    gateway = await site.gateway("killed")
+    decision_id = gateway.decide()
+    assert await gateway.rate(decision_id) is APPLIED
+    await gateway.tick(2)
+    site.clock.now += WINDOW_S + 60
+    again = await site.restarted(gateway)
+    async with Redis.from_url(site.url) as client:
+        await client.delete(*[key async for key in client.scan_iter(f"*{site.scope}*:[df]:*")])
+    await again.tick(2)
+    assert again.ratings()[0] == 1.0
+    assert [letter["payload"]["id"] for letter in again.dead()] == [decision_id]
+
+
+async def test_a_clean_end_leaves_nothing_to_be_sent_again(site: Site) -> None:
+    gateway = await Gateway(site, "clean").start()
+    assert await gateway.rate(gateway.decide()) is APPLIED
+    await gateway.tick(2)
+    assert len(gateway.spool.pending()) == 1
+    await gateway.learning.close()
+    again = await site.gateway("clean")
+    assert again.spool.pending() == []
+
+
+async def test_a_value_given_right_after_a_failover_is_not_overwritten_by_an_older_one(
+    gateway: Gateway,
+) -> None:
+    decision_id = gateway.decide()
+    assert await gateway.rate(decision_id, 0.0, "first") is APPLIED
+    await gateway.tick()
+    await gateway.intake.settle(gateway.site.scope, History.REPLACED)
+    assert await gateway.rate(decision_id, 1.0, "second") is QUEUED
+    await gateway.tick(2)
+    assert gateway.ratings() == (1.0, 1.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bandit.statistics import CallStatistics, RatingStatistics
 from bandit.types import Vector
 from feedback.events import CHARGED, RATED, Called, Charged, Rated, encode_called, feedback_tail
-from feedback.learn import EPOCH_SPAN, WORKERS_REMEMBERED, fold, learn
+from feedback.learn import EPOCH_SPAN, OTHER_SOURCES, SOURCES_MAX, WORKERS_REMEMBERED, fold, learn
 from feedback.records import DECIDED_AT_MAX, DecisionPrefix
 from feedback.state import HALF_LIFE_S, State
 
@@ -300,3 +300,21 @@ def test_reported_costs_beyond_64_bits_can_still_be_saved() -> None:
     state = fold(replace(EMPTY, calls={"small": much}), "1-0:", entry)
     back = State.from_bytes(state.to_bytes())
     assert back.calls["small"].reported_nano_usd == 2**64 - 1 + 10**15
+
+
+def test_a_decision_from_the_future_of_the_stores_clock_is_skipped() -> None:
+    """It would make everything that is known look old, on every replica and for good."""
+    logged_ms = 1_790_000_000_000
+    tail = feedback_tail(0.5, None, "user")
+    for ahead_s, kept in ((299.0, True), (301.0, False), (365 * 86_400.0, False)):
+        decision = replace(decided(), decided_at=logged_ms / 1000 + ahead_s)
+        state = fold(EMPTY, f"{logged_ms}-0:t", bytes([RATED, 0]) + decision.encode() + tail)
+        assert (state.events, state.skipped) == ((1, 0) if kept else (0, 1))
+
+
+def test_sources_beyond_the_most_that_are_kept_are_summed_together() -> None:
+    state = EMPTY
+    for n in range(SOURCES_MAX + 40):
+        state = learn(state, Rated(decided(), f"judge:{n}", 0.5))
+    assert len({source for _, source in state.ratings}) == SOURCES_MAX + 1
+    assert state.ratings["small", OTHER_SOURCES].n == pytest.approx(40 * state.ratings["small", "judge:0"].n)

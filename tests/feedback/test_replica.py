@@ -18,6 +18,7 @@ from bandit.features import DIMENSION, TAG
 from bandit.objective import Balanced
 from bandit.policy import Thompson
 from bandit.quality import SharedBaseline
+from bandit.statistics import CallStatistics
 from bandit.types import Context, Needs
 from feedback.events import RATED
 from feedback.learn import fold
@@ -396,12 +397,15 @@ async def test_a_snapshot_of_another_feature_version_lends_its_place_and_not_its
     running = await route.running()
     await route.rate(5)
     await running.poll()
-    other = replace(State(b"another!", 3), cursor=running.state.cursor, events=5)
+    seen = {"small": CallStatistics(calls=3, tokens_out=900)}
+    other = replace(State(b"another!", 3), cursor=running.state.cursor, events=5, calls=seen)
     assert await route.log.save_snapshot(other.to_bytes(), other.cursor, base=START)
     await route.rate(2)
     restarted = await route.running()
-    assert restarted.state.events == 2
+    assert restarted.state.events == 7
     assert restarted.state.d == DIMENSION
+    assert sum(s.n for s in restarted.state.ratings_per_arm().values()) == pytest.approx(2, abs=0.1)
+    assert restarted.state.calls == seen
 
 
 # ---- a store that is away
@@ -416,7 +420,7 @@ async def test_a_replica_keeps_what_it_knows_while_the_store_is_away(
     await catch_up(replica)
     await route.rate(3)
     await replica.poll()
-    state, posterior, reached = replica.state, replica.posterior, replica.counters.last_poll
+    state, posterior = replica.state, replica.posterior
     await route.rate(3)
     route.clock.now += 5
     setattr(unsteady, fault, True)
@@ -425,7 +429,6 @@ async def test_a_replica_keeps_what_it_knows_while_the_store_is_away(
             await replica.poll()
     assert replica.state is state
     assert replica.posterior is posterior
-    assert replica.counters.last_poll == reached
     setattr(unsteady, fault, False)
     assert await replica.poll() is History.CONTINUED
     assert replica.state.digest() == (await route.replayed()).digest()
@@ -479,3 +482,30 @@ async def test_what_was_seen_of_a_lost_history_is_forgotten(route: Route) -> Non
         assert not replica.has_seen(lost)
     assert not replica.has_seen(lost)
     assert replica.state.ratings.keys() == {("medium", "user")}
+
+
+async def test_a_replica_that_knows_nothing_leaves_an_emptied_store_to_one_that_does(
+    route: Route,
+) -> None:
+    """Everything is lost, and a gateway that has just started is the first to look."""
+    knowing = await route.running()
+    await route.rate(5)
+    await knowing.poll()
+    await route.client.delete(*[key async for key in route.client.scan_iter(f"{route.base}*")])
+    fresh = Replica(route.log, SharedBaseline(), patience_s=3.0, clock=route.clock)
+    await catch_up(fresh)
+    route.clock.now += 2.9
+    assert await fresh.poll() is History.CONTINUED
+    assert (await route.log.read(START, 1)).last is None, "nobody has begun a log yet"
+    assert await knowing.poll() is History.SEEDED
+    await catch_up(fresh)
+    assert fresh.state.digest() == knowing.state.digest()
+    assert fresh.state.events >= 5
+
+
+async def test_a_replica_that_knows_nothing_begins_a_log_when_nobody_else_has(route: Route) -> None:
+    fresh = Replica(route.log, SharedBaseline(), patience_s=3.0, clock=route.clock)
+    assert await fresh.poll() is History.CONTINUED
+    route.clock.now += 3.1
+    assert await fresh.poll() is History.SEEDED
+    assert (await route.log.read(START, 1)).last is not None

@@ -10,15 +10,23 @@ from itertools import count
 import httpx
 import pytest
 
+from bandit.arms import Arm
+from bandit.decide import decide
+from bandit.features import DIMENSION, TAG
+from bandit.objective import Balanced
+from bandit.policy import Thompson
+from bandit.types import Context, Needs
 from feedback.ids import new_id
+from feedback.learn import fold
 from feedback.learning import Identity, Learning
 from feedback.memory_store import MemoryStore
 from feedback.records import decode_record
 from feedback.spool import Spool
+from feedback.state import START, State
 from service.app import create_app
 from service.config import parse_settings
 from service.pipeline import Shell
-from service.routes import quality_models
+from service.routes import QUALITY_MODEL, quality_models
 from service.upstream import UpstreamError
 
 SECRET = b"s" * 32
@@ -176,10 +184,44 @@ async def test_record_holds_what_was_decided(gateway):
     assert prefix.arm == response.json()["model"]
     assert prefix.decided_at == NOW
     assert explanation["route"] == "auto"
-    assert set(explanation["candidates"]) == {"small", "large"}
-    assert sum(explanation["candidates"].values()) == pytest.approx(1.0, abs=1e-12)
-    assert prefix.propensity == explanation["candidates"][prefix.arm]
-    assert min(explanation["candidates"].values()) > 0.0005
+    probabilities = {name: p for name, p, *_ in explanation["candidates"]}
+    assert set(probabilities) == {"small", "large"}
+    assert sum(probabilities.values()) == pytest.approx(1.0, abs=1e-12)
+    assert prefix.propensity == probabilities[prefix.arm]
+    assert min(probabilities.values()) > 0.0005
+
+
+async def test_any_decision_can_be_made_again_from_its_record_and_the_log(gateway):
+    """Nothing but the stored bytes and the log is used: context, candidates, prices and policy come out of the record."""
+    route = gateway.learning.routes["default.auto"]
+    made = []
+    for n in range(30):
+        response = await gateway.ask(
+            messages=[{"role": "user", "content": f"{n} " * (1 + 7 * n)}], max_tokens=50 + n
+        )
+        made.append(response.headers["x-router-decision-id"])
+        body = {"decision_id": made[-1], "rating": n % 5 / 4}
+        assert (await gateway.client.post("/feedback", json=body)).json()["status"] == "applied"
+        await gateway.learning.tick()
+    chosen = set()
+    for decision_id in made:
+        prefix, explanation = decode_record(await route.log.get_decision(decision_id))
+        state = State(TAG, DIMENSION)
+        for entry in (await route.log.read(START, 10_000)).entries:
+            if state.cursor == explanation["log"]:
+                break
+            state = fold(state, entry.token, entry.data)
+        again = decide(
+            eval(explanation["policy"], {"Thompson": Thompson, "Balanced": Balanced}),
+            state.posterior(QUALITY_MODEL),
+            Context(prefix.x, Needs(*explanation["needs"])),
+            [Arm(name, *prices) for name, _, *prices in explanation["candidates"]],
+            decision_id,
+        )
+        assert (again.arm.name, again.propensity) == (prefix.arm, prefix.propensity)
+        assert again.probabilities.tolist() == [p for _, p, *_ in explanation["candidates"]]
+        chosen.add(again.arm.name)
+    assert chosen == {"small", "large"}
 
 
 async def test_tokens_of_the_call_are_learned(gateway):
@@ -241,7 +283,17 @@ async def test_usage_chunk_reaches_a_client_that_asked_for_it(gateway):
         lambda _: UpstreamError("connect", "refused"),
         events(),
         events(UpstreamError("reset", "gone")),
-        lambda _: ScriptedReply(200, {"content-type": "application/json"}, [b"<html>"]),
+        *(
+            lambda _, body=body: ScriptedReply(200, {"content-type": "application/json"}, [body])
+            for body in (
+                b"<html>",
+                b"",
+                b"[]",
+                b'{"id":',
+                b'{"id": "x", "choices": [{"message": {"cont',
+                b"{} and more",
+            )
+        ),
     ],
 )
 async def test_a_model_that_fails_before_its_first_byte_gives_way_to_the_next(gateway, broken):
@@ -249,8 +301,8 @@ async def test_a_model_that_fails_before_its_first_byte_gives_way_to_the_next(ga
     for _ in range(6):  # whichever is chosen first
         response = await gateway.ask("auto", stream=False)
         assert (response.status_code, response.json()["model"]) == (200, "large")
-    attempts = [(prefix.arm, prefix.attempt, set(e["candidates"])) for prefix, e in gateway.records()]
-    assert ("large", 1, {"large"}) in attempts or all(arm == "large" for arm, _, _ in attempts)
+    attempts = [(p.arm, p.attempt, [name for name, *_ in e["candidates"]]) for p, e in gateway.records()]
+    assert ("large", 1, ["large"]) in attempts or all(arm == "large" for arm, *_ in attempts)
     if "small" in gateway.calls():
         assert gateway.calls()["small"].failures > 0
     assert gateway.upstream.open == 0
@@ -313,7 +365,7 @@ async def test_named_model_bypasses_routing_and_is_still_metered(gateway):
     response = await gateway.ask("large")
     assert response.json()["model"] == "large"
     ((prefix, explanation),) = gateway.records()
-    assert (prefix.propensity, explanation["candidates"]) == (1.0, {"large": 1.0})
+    assert (prefix.propensity, explanation["candidates"]) == (1.0, [["large", 1.0, 5.0, 15.0]])
     gateway.upstream.script["large"] = failing(500)
     assert (await gateway.ask("large")).status_code == 500
 
@@ -343,6 +395,7 @@ async def test_no_model_that_can_serve_is_400_with_each_reason(gateway):
         (b'{"model": "auto", "messages": [{"role": "user"}]} trailing', None),
         (b'\xff\xfe{"model"', None),
         (b'{"messages": [{"role": "user", "content": "x"}]}', "model"),
+        (b'{"model": "a", "messages": [{"role": "user"}], "model": "auto"}', "model"),
         (b'{"model": 3, "messages": [{"role": "user", "content": "x"}]}', "model"),
         (b'{"model": "auto"}', "messages"),
         (b'{"model": "auto", "messages": []}', "messages"),
@@ -381,6 +434,77 @@ async def test_odd_content_is_the_models_business(gateway, content):
 async def test_body_over_the_limit_is_413(gateway):
     response = await gateway.ask(padding="x" * 5000)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize("tokens", [2**63, 10**30, -1, 1.5, True, "7", None])
+async def test_an_absurd_usage_is_as_good_as_none_and_stops_nothing(gateway, tokens):
+    usage = {"prompt_tokens": tokens, "completion_tokens": 5}
+    gateway.upstream.script |= {name: completion(usage=usage) for name in ("small", "large")}
+    model = (await gateway.ask()).json()["model"]
+    assert (gateway.calls()[model].calls, gateway.calls()[model].timed) == (0, 1)
+    await gateway.learning.tick()
+    assert gateway.learning.routes["default.auto"].replica.state.skipped == 0
+
+
+async def test_garbage_within_a_stream_is_passed_on_as_it_is(gateway):
+    answer = events(
+        b'data: {"id": \n\n', b'data: {"id": "x", "choices": [\n\n', chunk(choices=[{"index": 0}])
+    )
+    gateway.upstream.script |= {"small": answer, "large": answer}
+    response = await gateway.ask(stream=True)
+    parts = response.text.split("\n\n")
+    assert parts[:2] == ['data: {"id": ', 'data: {"id": "x", "choices": [']
+    assert "chatcmpl-rt-" in parts[2]
+
+
+async def test_a_refused_value_does_not_hide_what_became_of_the_others(gateway):
+    decision_id = (await gateway.ask()).json()["id"]
+    first = {"decision_id": decision_id, "judge_score": 0.5}
+    assert (await gateway.client.post("/feedback", json=first)).json()["results"] == {
+        "judge_score": "applied"
+    }
+    both = {"decision_id": decision_id, "judge_score": 0.7, "rating": 1}
+    response = await gateway.client.post("/feedback", json=both)
+    assert (response.status_code, response.json()["error"]["param"]) == (409, "judge_score")
+    assert "rating: applied" in response.json()["error"]["message"]
+
+
+async def test_zero_and_minus_zero_are_one_value(gateway):
+    decision_id = (await gateway.ask()).json()["id"]
+    statuses = [
+        (await gateway.client.post("/feedback", json={"decision_id": decision_id, "rating": zero})).json()[
+            "status"
+        ]
+        for zero in (0.0, -0.0, 0)
+    ]
+    assert statuses == ["applied", "duplicate", "duplicate"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rating", 2),
+        ("rating", -0.1),
+        ("rating", "1"),
+        ("rating", True),
+        ("judge_score", [1]),
+        ("cost_usd", -1),
+        ("cost_usd", 1e7),
+    ],
+)
+async def test_a_value_out_of_range_is_422_naming_field_and_range(gateway, field, value):
+    body = {"decision_id": "rt-x", field: value}
+    response = await gateway.client.post("/feedback", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (422, field)
+    assert error["message"].startswith(f"{field}: must be a number from 0 to ")
+
+
+async def test_a_feedback_longer_than_any_feedback_is_413(gateway):
+    body = {"decision_id": "rt-x", "rating": 1, "comment": "x" * 70_000}
+    response = await gateway.client.post("/feedback", json=body)
+    assert response.status_code == 413
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
 async def test_a_client_that_leaves_closes_the_upstream(gateway):
@@ -434,7 +558,7 @@ async def test_models_are_listed_with_a_window_they_can_honour(gateway):
 )
 async def test_other_errors_come_in_the_envelope_too(gateway, method, path):
     response = await gateway.client.request(method, path)
-    assert response.status_code in (404, 405)
+    assert response.status_code == (404 if path == "/nowhere" else 405)
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 

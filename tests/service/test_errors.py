@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from service.errors import (
     ApiError,
     BadRequestError,
+    MethodNotAllowedError,
     ModelNotFoundError,
     NoEligibleModelError,
     PayloadTooLargeError,
-    UnavailableError,
     UpstreamFailedError,
     UpstreamTimeoutError,
 )
@@ -43,7 +43,7 @@ def envelope(error: ApiError) -> Mapping[str, Any]:
         (PayloadTooLargeError(9), 413, "invalid_request_error", None, "payload_too_large"),
         (UpstreamFailedError("x"), 502, "server_error", None, "upstream_failed"),
         (UpstreamTimeoutError("x"), 504, "server_error", None, "upstream_timeout"),
-        (UnavailableError("x", retry_after_s=3), 503, "server_error", None, "unavailable"),
+        (MethodNotAllowedError("POST"), 405, "invalid_request_error", None, "method_not_allowed"),
         (ApiError("x", status=409, type="conflict"), 409, "conflict", None, None),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_megabyte_of_model_name_is_not_sent_back() -> None:
 
 
 def test_unavailable_says_when_to_come_back() -> None:
-    assert dict(UnavailableError("later", retry_after_s=7).headers) == {"retry-after": "7"}
+    assert dict(MethodNotAllowedError("POST").headers) == {"allow": "POST"}
     assert dict(UpstreamFailedError("x").headers) == {}
 
 

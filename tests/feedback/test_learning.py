@@ -1,0 +1,91 @@
+"""The tick: every step is taken whatever became of the others, and only a store that is gone is revived."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bandit.quality import SharedBaseline
+from bandit.statistics import CallStatistics
+from feedback.learning import Identity, Learning
+from feedback.memory_store import MemoryStore
+from feedback.spool import Spool
+from feedback.store import Log, StoreError, StoreGoneError
+
+NOW = 1.79e9
+
+
+class OneSickRoute(MemoryStore):
+    """The route `sick` fails as told; every other route is well."""
+
+    def __init__(self, failing: str, error: StoreError) -> None:
+        super().__init__()
+        self.failing, self.error = failing, error
+
+    def log(self, scope: str) -> Any:
+        log = super().log(scope)
+        return SickLog(log, self.failing, self.error) if scope.endswith("sick") else log
+
+
+class SickLog:
+    def __init__(self, log: Log, failing: str, error: StoreError) -> None:
+        self.well, self.failing, self.error = log, failing, error
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self.failing:
+            return getattr(self.well, name)
+
+        async def fail(*_: Any, **__: Any) -> None:
+            raise self.error
+
+        return fail
+
+
+async def learning(folder: Path, failing: str, error: StoreError, revive: Any = None) -> Learning:
+    spool = await Spool.open(folder, worker="w", clock=lambda: NOW)
+    return Learning(
+        OneSickRoute(failing, error),
+        spool,
+        {"t.sick": SharedBaseline(), "t.well": SharedBaseline()},
+        identity=Identity("w", [b"s" * 32], 3600.0),
+        clock=lambda: NOW,
+        revive=revive,
+    )
+
+
+@pytest.mark.parametrize("failing", ["read", "put_decisions", "append"])
+async def test_one_sick_route_is_no_other_routes_business(tmp_path: Path, failing: str) -> None:
+    both = await learning(tmp_path, failing, StoreError("damaged"))
+    await both.start()
+    for route in both.routes.values():
+        route.recorder.decided("rt-x", b"record")
+        route.recorder.called("arm", CallStatistics(calls=1, tokens_out=9))
+    with pytest.raises(StoreError, match="damaged"):
+        await both.tick()
+    assert both.routes["t.well"].recorder.waiting == 0
+    assert both.routes["t.well"].replica.state.calls["arm"].tokens_out == 9
+    await both.close()
+
+
+async def test_a_store_that_takes_no_more_decisions_is_still_read(tmp_path: Path) -> None:
+    full = await learning(tmp_path, "put_decisions", StoreError("OOM"))
+    await full.start()
+    sick = full.routes["t.sick"]
+    sick.recorder.decided("rt-x", b"record")
+    await sick.log.append(b"\x03" + b'["another",0,{"arm":[4]}]')
+    with pytest.raises(StoreError, match="OOM"):
+        await full.tick()
+    assert sick.replica.state.calls["arm"].calls == 4
+    await full.close()
+
+
+@pytest.mark.parametrize(("error", "revived"), [(StoreError("slow"), 0), (StoreGoneError("refused"), 2)])
+async def test_only_a_store_that_is_gone_is_revived(tmp_path: Path, error: StoreError, revived: int) -> None:
+    """Asking a hung server whether it lives would hold up every request that asks for its answer meanwhile."""
+    calls: list[int] = []
+    away = await learning(tmp_path, "read", error, revive=lambda: calls.append(1))
+    await away.start()
+    await away.start()
+    assert len(calls) == revived
+    assert away.store_error == str(error)
+    await away.close()
