@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from bandit.arms import Arm
-from bandit.noise import Noise
+from bandit.noise import NORMALS_MAX, Noise
 from bandit.objective import Objective
 from bandit.posterior import Posterior
 from bandit.types import Context, Vector
@@ -46,13 +46,14 @@ class Thompson:
     ) -> Vector:
         names = [arm.name for arm in candidates]
         prediction = posterior.quality.predict(context.x, names)
-        normals = noise.normals(prediction.normals_needed(self.draws))
-        quality = prediction.draws(normals, self.draws, scale=self.scale)  # (M, K)
+        count = min(self.draws, NORMALS_MAX // prediction.normals_needed(1))  # M; fewer with hundreds of arms
+        normals = noise.normals(prediction.normals_needed(count))
+        quality = prediction.draws(normals, count, scale=self.scale)  # (M, K)
         cost_usd = posterior.cost.expected_usd(candidates, context.needs)  # (K,)
         reference = int(np.argmax(posterior.quality.typical(names)))
         utility = self.objective.utility(quality, cost_usd, reference)  # (M, K)
         wins = np.bincount(np.argmax(utility, axis=1), minlength=len(names))
-        shares: Vector = (1.0 - self.floor) * (wins / self.draws) + spread_floor(self.floor, cost_usd)
+        shares: Vector = (1.0 - self.floor) * (wins / count) + spread_floor(self.floor, cost_usd)
         return shares
 
 

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from feedback.events import CHARGED, COST_MAX_USD, RATED
 from feedback.ids import bare_id
@@ -28,9 +29,9 @@ Key = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 class FeedbackBody(BaseModel):
-    """At least one of rating, judge_score and cost_usd. Fields of other names are ignored."""
+    """At least one of rating, judge_score and cost_usd. Fields of other names do nothing, and the answer names them."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     decision_id: Annotated[str, Field(min_length=1, max_length=255)]
     """The `id` of a chat completion, or the x-router-decision-id header of its response."""
@@ -63,19 +64,33 @@ class FeedbackBody(BaseModel):
 def feedback_router(intake: Intake) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/feedback", status_code=202)
+    @router.post("/feedback", status_code=202, openapi_extra={"requestBody": _SCHEMA})
     async def give_feedback(
-        body: FeedbackBody, idempotency_key: Annotated[Key | None, Header()] = None
+        body: Annotated[FeedbackBody, Depends(_body)], idempotency_key: Annotated[Key | None, Header()] = None
     ) -> dict[str, Any]:
         """202 with what became of it: applied, duplicate, revised, or queued (on disk here, applied later)."""
         decision_id = bare_id(body.decision_id)
         values = body.values(body.idempotency_key or idempotency_key)
         answers = await intake.give(decision_id, values)
         _refuse_conflicts(values, answers)
-        results = _told(values, answers)
-        return {"decision_id": decision_id, "status": overall(answers), "results": results}
+        told = {"decision_id": decision_id, "status": overall(answers), "results": _told(values, answers)}
+        return told | ({"ignored": sorted(body.model_extra)} if body.model_extra else {})
 
     return router
+
+
+_SCHEMA: Final = {
+    "required": True,
+    "content": {"application/json": {"schema": FeedbackBody.model_json_schema()}},
+}
+
+
+async def _body(request: Request) -> FeedbackBody:
+    """The body as JSON, whatever content type it claims: a bare `curl -d` is welcome too."""
+    try:
+        return FeedbackBody.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
 
 
 def _told(values: list[Value], answers: list[Answer | None]) -> dict[str, str]:

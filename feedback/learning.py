@@ -98,6 +98,13 @@ class Learning:
                 await step()
             except StoreError as error:
                 failed.append(error)
+            except (
+                Exception
+            ) as error:  # whatever it is, the other steps and routes go on, and operators see it
+                log.exception("learning failed in %s", scope)
+                failed.append(
+                    StoreError(f"learning failed in {scope}: {type(error).__name__}; the log says more")
+                )
         return failed
 
     async def _fold(self, scope: str) -> None:
@@ -115,9 +122,6 @@ class Learning:
             except StoreError as error:
                 self._store_away(error)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
-            except Exception:  # nothing may end learning for good; what happened is in the log
-                log.exception("a tick of learning failed")
-                pause = LONGEST_PAUSE_S
 
     async def close(self) -> None:
         """Write what waits, if the store takes it, and let go of everything."""

@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             settings = _settings(options)
             secret = load_secret(_secret_text(settings), settings.store.state_dir)
+            _warn_of_missing_keys(settings)
             home = _home(settings, stack, ephemeral=options.ephemeral)
             stack.enter_context(threadpool_limits(1))
             runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
@@ -79,6 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the store cannot be used: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _warn_of_missing_keys(settings: Settings) -> None:
+    for name, model in settings.models.items():
+        if model.missing_key_env is not None:
+            log.warning(
+                "%s cannot be called: its key should be in %s, which is not set", name, model.missing_key_env
+            )
 
 
 def _home(settings: Settings, stack: ExitStack, *, ephemeral: bool) -> _Home:

@@ -1,6 +1,6 @@
 """The application: the chat route as plain ASGI in front of a FastAPI app that carries everything else.
 
-Built from its arguments, with no global: `create_app(settings, learning, upstream)`.
+Built from its arguments, with no global: `create_app(settings, learning, shell)`.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from service.chat import PATH, ChatRoute, Message, Receive, Scope, Send
 from service.config import Settings
 from service.errors import ApiError, BadRequestError
 from service.pipeline import Pipeline, Shell
-from service.routes import ServedRoute, served_routes
+from service.routes import ServedRoute, find_route, served_routes
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
@@ -32,7 +32,7 @@ _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The ASGI callable. background: run the learning loop within the lifespan; tests tick it themselves."""
+    """The ASGI callable."""
 
     chat: ChatRoute
     rest: FastAPI
@@ -49,12 +49,13 @@ class Gateway:
 
 
 def create_app(settings: Settings, learning: Learning, shell: Shell, *, background: bool = True) -> Gateway:
+    """background: run the learning loop within the lifespan; tests tick it themselves."""
     routes = served_routes(settings, learning.routes)
     pipeline = Pipeline(routes, shell)
     rest = FastAPI(title="fairlead", lifespan=_lifespan(learning, shell, background=background))
     rest.include_router(feedback_router(learning.intake))
     _add_models(rest, routes, created=int(shell.now()))
-    _add_health(rest, learning)
+    _add_health(rest, learning, routes)
     _add_error_handlers(rest)
     return Gateway(ChatRoute(pipeline, max_body_bytes=settings.server.max_body_bytes), rest)
 
@@ -93,17 +94,26 @@ def _add_models(app: FastAPI, routes: dict[str, ServedRoute], *, created: int) -
         """Everything that may stand in `model`: routes first, then each model by its own name."""
         return {"object": "list", "data": listed}
 
+    @app.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> dict[str, Any]:
+        find_route(routes, name)
+        return next(model for model in listed if model["id"] == name)
 
-def _add_health(app: FastAPI, learning: Learning) -> None:
+
+def _add_health(app: FastAPI, learning: Learning, routes: dict[str, ServedRoute]) -> None:
+    closed = [name for name, route in routes.items() if all(m.missing_key_env for m in route.models.values())]
+
     @app.get("/healthz")
     async def live() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def ready() -> dict[str, Any]:
-        """Decisions never need the store, so its absence is told and does not make the gateway unready."""
+    async def ready(response: Response) -> dict[str, Any]:
+        """503 where a route has no model with a key. Decisions never need the store: its absence is told, no more."""
+        response.status_code = 503 if closed else 200
         return {
-            "status": "ready",
+            "status": "not ready" if closed else "degraded" if learning.store_error else "ready",
+            "routes_without_a_key": closed,
             "store": learning.store_error or "ok",
             "feedback_queued": learning.intake.queued,
             "feedback_unsettled": learning.intake.unsettled,
@@ -132,6 +142,10 @@ def _learned(learning: Learning, scope: str) -> dict[str, Any]:
 
 def _add_error_handlers(app: FastAPI) -> None:
     """Every error in the OpenAI envelope."""
+
+    @app.exception_handler(ApiError)
+    async def told(_: Request, error: ApiError) -> Response:
+        return _response(error)
 
     @app.exception_handler(FeedbackRefusedError)
     async def refused(_: Request, error: FeedbackRefusedError) -> Response:
@@ -186,7 +200,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
     """422 naming the field and what would be right; 400 where the body is no JSON at all."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return BadRequestError(f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}")
+        return BadRequestError(f"the body is not one JSON object: {first.get('ctx', {}).get('error', '')}")
     field = ".".join(str(part) for part in first["loc"] if part not in ("body", "header")) or None
     message = first["msg"].removeprefix("Value error, ")
     told = f"{field}: {message}" if field else message

@@ -221,7 +221,7 @@ def _store(entry: StoreEntry, folder: Path, environ: Mapping[str, str]) -> Store
 
 
 def _secret(variable: str | None, environ: Mapping[str, str]) -> bytes | None:
-    return environ[variable].strip().encode("utf-8", "surrogateescape") if variable else None
+    return environ[variable].strip().encode() if variable else None
 
 
 def _too_long(source: str) -> ConfigError:

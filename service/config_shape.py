@@ -131,7 +131,9 @@ def _usable_key(variable: str, info: ValidationInfo) -> str:
 
 def _usable_secret(variable: str, info: ValidationInfo) -> str:
     secret = _surroundings(info).environ.get(variable, "").strip()
-    if len(secret.encode("utf-8", "surrogateescape")) < MIN_SECRET_BYTES:
+    if not secret.isascii():
+        raise _wrong(f"{variable} should hold printable ASCII, as the commands that make secrets write it")
+    if len(secret) < MIN_SECRET_BYTES:
         state = "is too short" if secret else "is not set"
         raise _wrong(f"{variable} {state}; it should hold at least {MIN_SECRET_BYTES} random bytes")
     return variable

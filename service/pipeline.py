@@ -29,12 +29,10 @@ from service.splice import replace_values
 from service.sse import EventTooLargeError
 from service.upstream import Reply, Upstream, UpstreamError
 
-TRY_ANOTHER_STATUS: Final = frozenset(
-    {401, 403, 404, 408, 409, 425, 429}
-)  # and every 5xx: not the client's doing
-OURS_TO_MEND: Final = frozenset(
-    {401, 403, 404}
-)  # the operator's key or URL: the client would read it as its own fault
+# The operator's key, account or URL: the client would read it as its own fault.
+OURS_TO_MEND: Final = frozenset({401, 402, 403, 404, 405})
+# Another model may well answer; so it may after every 5xx.
+TRY_ANOTHER_STATUS: Final = OURS_TO_MEND | {408, 409, 413, 425, 429}
 KEPT_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms")
 
 
@@ -91,7 +89,7 @@ class Pipeline:
         for number in range(len(route.models) + 1):
             candidates, excluded = eligible(route.arms, context.needs, unavailable)
             if not candidates:
-                raise failure or NoEligibleModelError(route.name, {e.arm: e.reason for e in excluded})
+                raise failure or _none_left(route, excluded)
             scope = route.learned.scope
             posterior = route.learned.replica.posterior
             decision = decide(route.policy, posterior, context, candidates, self._shell.new_id(scope))
@@ -140,7 +138,7 @@ class Pipeline:
             return answer
 
     async def _receive(self, attempt: _Attempt, reply: Reply) -> Answer:
-        headers = {name: value for name in KEPT_HEADERS if (value := reply.headers.get(name))}
+        headers = {name: reply.headers[name] for name in KEPT_HEADERS if _sane(reply.headers.get(name))}
         headers["x-router-decision-id"] = attempt.decision.decision_id
         headers["x-router-route"] = attempt.route.name
         headers["x-router-model"] = attempt.model.arm.name
@@ -150,12 +148,12 @@ class Pipeline:
         if "text/event-stream" in reply.headers.get("content-type", ""):
             headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
             events = streamed(reply.chunks(), ours, usage, usage_asked=attempt.ask.usage_asked)
-            first = await _first(events, attempt.model.arm.name)
+            first = await _first(events, usage, attempt.model.arm.name)
             return Answer(200, headers, self._metered(attempt, events, first, usage))
         try:
             body = whole(await reply.read(), ours, usage)
         except ValueError as error:
-            message = f"{attempt.model.arm.name} answered 200 with something that is no JSON object"
+            message = f"{attempt.model.arm.name} answered 200 with something that is no answer"
             raise _FailedError(UpstreamFailedError(message)) from error
         self._finished(attempt, usage, first_byte=self._shell.ticks())
         return Answer(200, headers, body)
@@ -174,7 +172,10 @@ class Pipeline:
             message = f"{attempt.model.arm.name} failed in the middle of its answer: {error}"
             yield b"data: " + UpstreamFailedError(message).body() + b"\n\n"
         else:
-            self._finished(attempt, usage, first_byte=first_byte)
+            if usage.failed:
+                self._called(attempt, CallStatistics(failures=1))
+            else:
+                self._finished(attempt, usage, first_byte=first_byte)
 
     def _finished(self, attempt: _Attempt, usage: Usage, *, first_byte: int) -> None:
         timed = CallStatistics(
@@ -206,24 +207,33 @@ class _FailedError(Exception):
         self.error = error
 
 
-async def _first(events: AsyncIterator[bytes], model: str) -> bytes:
-    """The first events of a stream; a stream without any has failed."""
+async def _first(events: AsyncIterator[bytes], usage: Usage, model: str) -> bytes:
+    """A stream up to its first event with something of an answer; a stream without one has failed.
+
+    What comes before, comments that keep a connection alive, is held back: until then another model may be tried.
+    """
+    head = b""
     try:
-        return await anext(events)
-    except StopAsyncIteration:
-        raise _FailedError(UpstreamFailedError(f"{model} ended its stream before the first event")) from None
+        async for piece in events:
+            head += piece
+            if usage.failed:
+                break
+            if b'"choices"' in piece:
+                return head
     except EventTooLargeError as error:
         raise _FailedError(UpstreamFailedError(f"{model}: {error}")) from error
+    what = "told of an error" if usage.failed else "ended its stream"
+    raise _FailedError(UpstreamFailedError(f"{model} {what} before it answered"))
 
 
 async def _refused(attempt: _Attempt, reply: Reply, headers: dict[str, str]) -> Answer:
     """A status that is not 200: another model's turn, or the client's own mistake, told as the upstream told it."""
     body, name = await reply.read(), attempt.model.arm.name
-    if reply.status in TRY_ANOTHER_STATUS or reply.status >= 500:
-        raise _FailedError(_upstream_error(reply, body, name))
-    if not 400 <= reply.status < 500:
+    if not 400 <= reply.status < 600:
         raise _FailedError(UpstreamFailedError(f"{name} answered with status {reply.status}"))
     error = _upstream_error(reply, body, name)
+    if reply.status in TRY_ANOTHER_STATUS or reply.status >= 500 or error.code == "context_length_exceeded":
+        raise _FailedError(error)
     return Answer(reply.status, headers | {"content-type": "application/json"}, error.body())
 
 
@@ -236,10 +246,10 @@ def _upstream_error(reply: Reply, body: bytes, model: str) -> ApiError:
     return ApiError(
         message or f"{model} answered with status {reply.status}",
         status=reply.status,
-        type=str(told.get("type") or "server_error"),
+        type=str(told.get("type") or ("server_error" if reply.status >= 500 else "invalid_request_error")),
         param=told.get("param") if isinstance(told.get("param"), str) else None,
         code=None if told.get("code") is None else str(told["code"]),
-        headers={name: reply.headers[name] for name in KEPT_HEADERS[1:] if name in reply.headers},
+        headers={name: reply.headers[name] for name in KEPT_HEADERS[1:] if _sane(reply.headers.get(name))},
     )
 
 
@@ -257,10 +267,21 @@ def _told(error: UpstreamError, model: str) -> ApiError:
     return UpstreamTimeoutError(message) if error.kind.startswith("timeout") else UpstreamFailedError(message)
 
 
+def _sane(value: str | None) -> bool:
+    """Fit to be sent on as a header."""
+    return value is not None and value.isascii() and value.isprintable()
+
+
+def _none_left(route: ServedRoute, excluded: tuple[Exclusion, ...]) -> ApiError:
+    """The client's doing where a model could serve another request, the operator's where none can be called at all."""
+    if all(exclusion.code == "unavailable" for exclusion in excluded):
+        message = f"no model of the route '{route.name}' can be called now; the gateway's log says why"
+        return ApiError(message, status=503, type="server_error", code="no_model_available")
+    return NoEligibleModelError(route.name, {e.arm: e.reason for e in excluded})
+
+
 def _missing_key(model: Model) -> str | None:
-    if model.missing_key_env is None:
-        return None
-    return f"the environment variable {model.missing_key_env} with its key is not set"
+    return None if model.missing_key_env is None else "the gateway has no key for it"
 
 
 def _headers(model: Model) -> dict[str, str]:

@@ -18,10 +18,11 @@ TOKENS_MAX: Final = 10**8
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens as the upstream bills them; None where it did not say."""
+    """Tokens as the upstream bills them, None where it did not say; failed: it told of an error within its stream."""
 
     tokens_in: int | None = None
     tokens_out: int | None = None
+    failed: bool = False
 
     def read(self, usage: Any) -> None:
         if isinstance(usage, dict):
@@ -35,10 +36,12 @@ def identity(decision_id: str, model: str) -> dict[str, bytes]:
 
 
 def whole(body: bytes, ours: Mapping[str, bytes], usage: Usage) -> bytes:
-    """A reply that came in one piece. Raises ValueError if it is no JSON object."""
+    """A reply that came in one piece. Raises ValueError if it is no answer, whatever its status says."""
     reply = orjson.loads(body)
     if not isinstance(reply, dict):
         raise ValueError("a reply is one JSON object")  # noqa: TRY004 - one error for all that is no reply
+    if is_error(reply):
+        raise ValueError("the reply is an error")
     usage.read(reply.get("usage"))
     return replace_values(body, ours)
 
@@ -56,15 +59,21 @@ async def streamed(
         yield _event(splitter.rest(), ours, usage, usage_asked=usage_asked)
 
 
+def is_error(reply: dict[str, Any]) -> bool:
+    """Some providers answer 200 and tell of an error in the body."""
+    return bool(reply.get("error")) and not reply.get("choices")
+
+
 def _event(event: bytes, ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool) -> bytes:
     data = data_of(event)
-    if data is None or not data.startswith(b"{"):
+    if data is None or not data.lstrip().startswith(b"{"):
         return event
     try:
         chunk = orjson.loads(data)  # splicing is for what a parser accepts
     except orjson.JSONDecodeError:
         return event  # not ours to judge
     usage.read(chunk.get("usage"))
+    usage.failed = usage.failed or is_error(chunk)
     only_usage = isinstance(chunk.get("usage"), dict) and not chunk.get("choices")
     if only_usage and not usage_asked:
         return b""

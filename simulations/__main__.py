@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
@@ -18,14 +20,19 @@ from simulations.tables import plain
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 where something failed, with one sentence that says what."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _end)  # so that whoever ends us does not leave our servers behind
     try:
         options.run(options)
-    except (DatasetError, demo.DemoError, fleet.FleetError, ValueError) as error:
+    except (DatasetError, demo.DemoError, fleet.FleetError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _end(_: int, __: FrameType | None) -> None:
+    sys.exit(143)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,19 +83,19 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
     parser.add_argument(
-        "--usd-per-quality", type=float, metavar="X", help="USD worth one full point of quality"
+        "--usd-per-quality", type=_worth, metavar="X", help="USD worth one full point of quality"
     )
     parser.add_argument(
         "--orders", type=_positive, default=5, metavar="N", help="random orders, each a cold start"
     )
     parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="at most so many prompts")
     parser.add_argument(
-        "--floor", type=float, default=0.02, help="cost: quality may lie so far below the best model's"
+        "--floor", type=_share, default=0.02, help="cost: quality may lie so far below the best model's"
     )
     parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="CSV of every decision")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="the result as one JSON object")
+    parser.add_argument("--trace", type=_writable, metavar="FILE", help="CSV of every decision")
+    parser.add_argument("--json", type=_writable, metavar="OUT", help="the result as one JSON object")
     parser.set_defaults(run=_run_replay)
 
 
@@ -196,6 +203,27 @@ def _line(policy: dict[str, Any]) -> list[str]:
         f"{100 * policy['gap_last_third']:+.2f}",
         "" if decide is None else f"{decide:.0f}",
     ]
+
+
+def _worth(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of USD above 0")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError("must be a quality from 0 to 1")
+    return number
+
+
+def _writable(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write it to")
+    return path
 
 
 def _positive(text: str) -> int:

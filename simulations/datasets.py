@@ -169,6 +169,8 @@ def _assemble(
 ) -> Dataset:
     rows = _rows(name, prompts)
     columns = {model: k for k, model in enumerate(dict.fromkeys(outcome.model for outcome in outcomes))}
+    if not all(model in prices for model in columns):
+        prices = {}  # tokens of priced arms and nano-dollars of the others could not be pooled
     shape = (len(rows), len(columns))
     quality, cost = np.zeros(shape), np.zeros(shape)
     tokens_in, tokens_out = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)

@@ -17,7 +17,7 @@ from simulations.datasets import WHEEL, Dataset, load
 from simulations.metrics import goal_for
 
 DEMO_CONFIG: Final = Path(__file__).with_name("demo.yaml")
-STOP_S: Final = 20.0
+STOP_S: Final = 40.0  # longer than the gateway gives its last requests
 
 
 class FleetError(RuntimeError):

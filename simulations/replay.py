@@ -20,7 +20,16 @@ from tqdm import tqdm
 from bandit.quality import QualityPrior
 from simulations import baselines
 from simulations.datasets import Dataset, take
-from simulations.metrics import Floats, Goal, best_fixed, goal_for, oracle, paired_bootstrap_se, shares
+from simulations.metrics import (
+    Floats,
+    Goal,
+    best_fixed,
+    goal_for,
+    oracle,
+    paired_bootstrap_se,
+    shares,
+    static_mix,
+)
 from simulations.stream import Contestant, play
 
 CONTESTANTS: dict[str, Callable[[Goal, QualityPrior], Contestant]] = {
@@ -74,7 +83,7 @@ class Result:
             "usd_per_quality": self.goal.usd_per_quality,
             "best_fixed": {"model": names[fixed]} | self._means(np.full(len(self.dataset.prompts), fixed)),
             "oracle": self._means(oracle(self.dataset, self.goal)),
-            "policies": [self._policy(name) for name in self.plan.policies] + self._fixed_policies(),
+            "policies": self._policies(),
         }
 
     def write_trace(self, path: Path) -> None:
@@ -89,6 +98,37 @@ class Result:
                 ):
                     prompt = self.dataset.prompts[row].prompt_id
                     writer.writerow([p.policy, p.order, step, prompt, names[arm], repr(float(propensity))])
+
+    def _policies(self) -> list[dict[str, Any]]:
+        played = [self._policy(name) for name in self.plan.policies]
+        routers = [policy for policy in played if policy["name"] == "router"]
+        return [
+            *played,
+            *self._fixed_policies(),
+            *(self._static_mix(policy["cost_usd"]) for policy in routers),
+        ]
+
+    def _static_mix(self, cost_usd: float) -> dict[str, Any]:
+        """The best mix of fixed models at the router's cost, context unseen: its expectation, the same on every order."""
+        data, fixed = self.dataset, best_fixed(self.dataset, self.goal)
+        weights = static_mix(data, cost_usd)  # (K,)
+        utility = self.goal.utility(data.quality, data.cost_usd)  # (n, K)
+        gaps = utility @ weights - utility[:, fixed]
+        reference = float(utility[:, fixed].mean())
+        gap = float(gaps.mean())
+        return {
+            "name": "static-mix-at-router-cost",
+            "quality": float((data.quality @ weights).mean()),
+            "cost_usd": float((data.cost_usd @ weights).mean()),
+            "utility": reference + gap,
+            "utility_last_third": reference + gap,
+            "best_fixed_utility_last_third": reference,
+            "gap_to_best_fixed": gap,
+            "gap_last_third": gap,
+            "se": paired_bootstrap_se(gaps, seed=self.plan.seed),
+            "shares": {arm.name: float(w) for arm, w in zip(data.arms, weights, strict=True)},
+            "decision_us_p50": None,
+        }
 
     def _policy(self, name: str) -> dict[str, Any]:
         played = [p for p in self.played if p.policy == name]

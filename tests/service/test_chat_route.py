@@ -280,6 +280,18 @@ async def test_usage_chunk_reaches_a_client_that_asked_for_it(gateway):
         failing(429, retry_after="3"),
         failing(401),
         failing(302),
+        failing(402, "Insufficient credits for key sk-abc"),
+        failing(405),
+        failing(413),
+        lambda _: ScriptedReply(
+            400, {}, [b'{"error": {"message": "too long", "code": "context_length_exceeded"}}']
+        ),
+        lambda _: ScriptedReply(
+            200, {"content-type": "application/json"}, [b'{"error": {"message": "overloaded"}}']
+        ),
+        events(b'data: {"error": {"message": "overloaded"}}\n\n'),
+        events(b": PROCESSING\n\n", UpstreamError("reset", "gone")),
+        events(b": PROCESSING\n\n", b'data: {"id": "x", "cho'),
         lambda _: UpstreamError("connect", "refused"),
         events(),
         events(UpstreamError("reset", "gone")),
@@ -306,6 +318,58 @@ async def test_a_model_that_fails_before_its_first_byte_gives_way_to_the_next(ga
     if "small" in gateway.calls():
         assert gateway.calls()["small"].failures > 0
     assert gateway.upstream.open == 0
+
+
+async def test_comments_before_the_first_answer_are_kept(gateway):
+    answer = events(b": PROCESSING\n\n", b"data:   " + chunk(choices=[{"index": 0}])[6:], b"data: [DONE]\n\n")
+    gateway.upstream.script |= {"small": answer, "large": answer}
+    response = await gateway.ask(stream=True)
+    assert response.text.startswith(": PROCESSING\n\n")
+    assert f"chatcmpl-{response.headers['x-router-decision-id']}" in response.text
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_an_error_that_the_upstream_tells_in_mid_stream_counts_as_a_failure(gateway):
+    answer = events(chunk(choices=[{"index": 0}]), b'data: {"error": {"message": "overloaded"}}\n\n')
+    gateway.upstream.script |= {"small": answer, "large": answer}
+    response = await gateway.ask(stream=True)
+    assert "overloaded" in response.text
+    (calls,) = gateway.calls().values()
+    assert (calls.failures, calls.timed) == (1, 0)
+
+
+async def test_a_header_that_is_none_is_not_sent_on(gateway):
+    gateway.upstream.script |= {name: failing(429, retry_after="\x01x") for name in ("small", "large")}
+    response = await gateway.ask()
+    assert response.status_code == 429
+    assert "retry-after" not in response.headers
+
+
+async def test_where_no_model_has_its_key_the_gateway_is_at_fault(gateway):
+    response = await gateway.ask("keyed")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "no_model_available"
+    assert "KEYED_KEY" not in response.text
+    ready = await gateway.client.get("/readyz")
+    assert (ready.status_code, ready.json()["routes_without_a_key"]) == (503, ["keyed"])
+
+
+async def test_feedback_needs_no_content_type_and_names_what_it_ignores(gateway):
+    decision_id = (await gateway.ask()).json()["id"]
+    body = json.dumps({"decision_id": decision_id, "rating": 1, "judge_scor": 0.5, "weight": 9})
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    response = await gateway.client.post("/feedback", content=body, headers=form)
+    assert response.status_code == 202
+    assert response.json()["ignored"] == ["judge_scor", "weight"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"null", b"[]", b"3", b"\xff", b"{}", b'{"decision_id": 3, "rating": 1}']
+)
+async def test_a_feedback_that_is_none_is_refused_in_the_envelope(gateway, body):
+    response = await gateway.client.post("/feedback", content=body)
+    assert response.status_code in (400, 422)
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
 async def test_fixed_route_fails_over_in_order_and_skips_a_model_without_key(gateway):
@@ -547,6 +611,8 @@ async def test_request_id_is_echoed_if_sane_and_made_if_not(gateway):
 
 
 async def test_models_are_listed_with_a_window_they_can_honour(gateway):
+    assert (await gateway.client.get("/v1/models/auto")).json()["id"] == "auto"
+    assert (await gateway.client.get("/v1/models/none")).json()["error"]["code"] == "model_not_found"
     listed = {m["id"]: m for m in (await gateway.client.get("/v1/models")).json()["data"]}
     assert {"auto", "first", "cramped", "small", "large", "keyed", "tiny"} == set(listed)
     assert listed["cramped"]["context_window"] == 8
