@@ -184,6 +184,11 @@ def test_a_model_without_a_price_costs_what_was_reported():
         assert expected(FREE, calls) == pytest.approx(0.004 * count / (PSEUDO_CALLS + count))
 
 
+@pytest.mark.parametrize("odd", [CallStatistics(reported_calls=1), CallStatistics(listed_in_nano_usd=5)])
+def test_sums_that_no_log_holds_divide_by_nothing(odd):
+    assert expected(ARM, {"a": odd}) >= 0
+
+
 def test_a_model_that_gets_a_price_costs_that_price_whatever_it_cost_before():
     before = CallStatistics(unpriced_calls=1000, unpriced_nano_usd=1000 * 4_000_000)
     assert expected(ARM, {"a": before}) == expected(ARM, {})
