@@ -63,7 +63,7 @@ class CostModel:
         if listed_usd == 0 and seen.unpriced_calls:  # a model without a price costs what was reported
             return 1e-9 * seen.unpriced_nano_usd / (PSEUDO_CALLS + seen.unpriced_calls)
         listed = seen.listed_in_nano_usd + seen.listed_out_nano_usd_per_token * self.tokens_out(arm)
-        if listed == 0:
+        if listed == 0 or not seen.reported_calls:
             return listed_usd
-        prior = PSEUDO_CALLS * listed / max(seen.reported_calls, 1)
+        prior = PSEUDO_CALLS * listed / seen.reported_calls
         return listed_usd * (seen.reported_nano_usd + prior) / (listed + prior)
