@@ -38,21 +38,6 @@ def replace_values(data: bytes, values: Mapping[str, bytes]) -> bytes:
     return _insert(b"".join(pieces), missing)
 
 
-def top_level_spans(data: bytes, *, only: frozenset[str] | None = None) -> dict[str, tuple[int, int]]:
-    """Key -> (start, end) of its value. With `only`, of those keys, and no further than needed to have seen each once.
-
-    Of a key written twice the last span is given, the one that parsers take, unless `only` stopped before it. Raises
-    ValueError if `data` is not an object.
-    """
-    spans: dict[str, tuple[int, int]] = {}
-    for key, start, end in _members(data):
-        if only is None or key in only:
-            spans[key] = (start, end)
-            if only is not None and len(spans) == len(only):
-                break
-    return spans
-
-
 def duplicate_keys(data: bytes) -> tuple[str, ...]:
     """The top-level keys that are written more than once. Raises ValueError if `data` is not an object."""
     counts = Counter(key for key, _, _ in _members(data))

@@ -298,31 +298,22 @@ async def test_parts_of_a_log_are_no_log_and_said_so(route: Route) -> None:
     assert replica.state.events == 2
 
 
-async def test_a_history_that_lost_its_end_is_noticed_though_it_went_on(route: Route) -> None:
+@pytest.mark.parametrize("followed", [4, 0])
+async def test_a_history_that_lost_its_end_is_noticed_whether_it_went_on_or_not(
+    route: Route, followed: int
+) -> None:
     replica = await route.running()
     await route.rate(5)
     saved = await route.saved()
     await route.rate(3)
     await replica.poll()
     await route.back_to(saved)
-    await route.rate(4)
+    await route.rate(followed)
     assert await replica.poll() is History.REPLACED
     assert await replica.poll() is History.CONTINUED
-    assert replica.state.events == 9
+    assert replica.state.events == 5 + followed
     assert replica.state.digest() == (await route.replayed()).digest()
     assert replica.counters.reloads == 1
-
-
-async def test_a_history_that_lost_its_end_is_noticed_though_nothing_followed(route: Route) -> None:
-    replica = await route.running()
-    await route.rate(5)
-    saved = await route.saved()
-    await route.rate(3)
-    await replica.poll()
-    await route.back_to(saved)
-    assert await replica.poll() is History.REPLACED
-    assert await replica.poll() is History.CONTINUED
-    assert replica.state.digest() == (await route.replayed()).digest()
 
 
 async def test_an_id_given_twice_is_not_taken_for_the_same_entry(route: Route) -> None:
