@@ -11,9 +11,10 @@ from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
 from simulations import bench, demo, fleet
+from simulations.contestants import CONTESTANTS
 from simulations.datasets import DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.replay import CONTESTANTS, Plan, replay
+from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.tables import plain
 
 
@@ -79,7 +80,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         action="extend",
         choices=sorted(CONTESTANTS),
         metavar="NAME",
-        help=f"default: all of {', '.join(CONTESTANTS)}; each fixed model is always shown",
+        help=f"any of {', '.join(CONTESTANTS)}; default: {', '.join(DEFAULT_POLICIES)}; each fixed model is always shown",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
     parser.add_argument(
@@ -144,7 +145,7 @@ Ctrl-C stops it; what it learned stays in {folder} for the next start."""
 
 def _run_replay(options: argparse.Namespace) -> None:
     plan = Plan(
-        policies=tuple(dict.fromkeys(options.policy or CONTESTANTS)),
+        policies=tuple(dict.fromkeys(options.policy or DEFAULT_POLICIES)),
         objective=options.objective,
         usd_per_quality=options.usd_per_quality,
         quality_floor=options.floor,
