@@ -10,10 +10,11 @@ from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, demo, fleet
+from simulations import bench, bench_quality, demo, fleet
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import DatasetError, load
 from simulations.metrics import OBJECTIVES
+from simulations.pools import RIVALS
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.tables import plain
 
@@ -102,13 +103,46 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="DIR", nargs="*", default=["wheel"], help='folders, or "wheel" (default)'
+        "what",
+        metavar="quality | times | DIR",
+        nargs="*",
+        help='which tables (default: both), then folders of recorded outcomes, or "wheel" (default)',
     )
-    parser.add_argument("--orders", type=_positive, default=5, metavar="N")
-    parser.add_argument("--limit", type=_positive, default=3000, metavar="N")
-    parser.set_defaults(
-        run=lambda options: bench.run(options.data, orders=options.orders, limit=options.limit)
+    parser.add_argument("--seeds", "--orders", type=_positive, default=5, metavar="N")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
+    parser.add_argument("--part", nargs="+", choices=bench_quality.PARTS, default=bench_quality.PARTS)
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        choices=sorted(CONTESTANTS),
+        metavar="NAME",
+        default=RIVALS,
+        help=f"rivals; default: {', '.join(RIVALS)}",
     )
+    _add_dask(parser)
+    parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
+    parser.set_defaults(run=_run_bench)
+
+
+def _add_dask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="of a Dask scheduler, e.g. tcp://host:8786; default: this machine"
+    )
+
+
+def _run_bench(options: argparse.Namespace) -> None:
+    tables, *data = options.what if options.what[:1] in (["quality"], ["times"]) else ["", *options.what]
+    if tables != "times":
+        plan = bench_quality.Plan(
+            seeds=options.seeds,
+            limit=options.limit,
+            rivals=tuple(options.policy),
+            parts=tuple(options.part),
+            cluster=options.dask,
+        )
+        bench_quality.run(data or ["wheel"], plan, json_to=options.json)
+    if tables != "quality":
+        bench.times()
 
 
 def _run_demo(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from simulations.linear import LinTS, LinUCB
 from simulations.metrics import Goal
 from simulations.packages import BayesianBanditsLinTS, MABWiserLinTS
 from simulations.player import Player
-from simulations.world import Facts, Features
+from simulations.world import Facts, Space
 
 DISCOUNT: Final = 0.997  # of the discounted LinUCB, per request: ParetoBandit's published choice
 
@@ -36,7 +36,7 @@ class Pool:
 
     dataset: str
     stream: str
-    features: Features = field(default_factory=Facts)
+    features: Space = field(default_factory=Facts)
     prior: QualityPrior = field(default_factory=QualityPrior)
 
     def seed(self, name: str) -> int:

@@ -204,7 +204,7 @@ def fitted_prices(outcomes: Iterable[_Outcome]) -> Prices:
         micro_usd = 1e6 * np.array([o.cost_usd for o in of_model], dtype=np.float64)
         price, _ = nnls(tokens, micro_usd)
         if np.abs(tokens @ price - micro_usd).sum() <= PRICES_FIT_WITHIN * micro_usd.sum():
-            prices[model] = (float(price[0]), float(price[1]))
+            prices[model] = (float(f"{price[0]:.9g}"), float(f"{price[1]:.9g}"))  # 15, not 14.999999999999998
     return prices
 
 

@@ -12,7 +12,7 @@ from feedback.learn import learn
 from feedback.records import policy_tag, prefix_of
 from feedback.state import State
 from simulations.player import Choice, Lesson, Request
-from simulations.world import Features
+from simulations.world import Space
 
 SECONDS_BETWEEN_REQUESTS: Final = 1.0
 WORKER: Final = "simulation"
@@ -31,7 +31,7 @@ class Contestant:
 class Learner:
     """Plays a contestant from a cold start. stream: its decisions' ids are "STREAM:n", and chance derives from them."""
 
-    def __init__(self, contestant: Contestant, features: Features, *, stream: str) -> None:
+    def __init__(self, contestant: Contestant, features: Space, *, stream: str) -> None:
         self._contestant, self._stream = contestant, stream
         self._tag = policy_tag(contestant)
         self._state = State(features.tag, features.d)

@@ -23,14 +23,26 @@ Integers = NDArray[np.int64]
 RECORDED: Final = "recorded"  # the source of ratings that are the recorded qualities themselves
 
 
-class Features(Protocol):
-    """A feature map: what a prompt looks like to a policy. tag names its version; x has d entries, the first is 1."""
+class Space(Protocol):
+    """Where feature vectors live: tag names the version of their map; they have d entries, the first of which is 1."""
 
     @property
     def tag(self) -> bytes: ...
 
     @property
     def d(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceOf:
+    """The space alone, to hand to players in other processes: a map may be heavy."""
+
+    tag: bytes
+    d: int
+
+
+class Features(Space, Protocol):
+    """A feature map: what a prompt looks like to a policy."""
 
     def context(self, prompt: Prompt) -> Context: ...
 
