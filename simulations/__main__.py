@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from bandit.quality import QualityPrior, prior_from_json
 from simulations import bench, bench_quality, demo, fleet
 from simulations.contestants import CONTESTANTS
-from simulations.datasets import DatasetError, load
+from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.pools import RIVALS
+from simulations.pools import RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.tables import plain
 
@@ -119,6 +120,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         default=RIVALS,
         help=f"rivals; default: {', '.join(RIVALS)}",
     )
+    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
     _add_dask(parser)
     parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
     parser.set_defaults(run=_run_bench)
@@ -138,9 +140,11 @@ def _run_bench(options: argparse.Namespace) -> None:
             limit=options.limit,
             rivals=tuple(options.policy),
             parts=tuple(options.part),
+            prior=options.prior,
+            priors=None if options.prior == "none" else partial(_priors, options.prior),
             cluster=options.dask,
         )
-        bench_quality.run(data or ["wheel"], plan, json_to=options.json)
+        bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
     if tables != "quality":
         bench.times()
 
@@ -195,6 +199,11 @@ def _run_replay(options: argparse.Namespace) -> None:
         result.write_trace(options.trace)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _priors(where: str, datasets: Sequence[Dataset]) -> Priors:
+    """The router's prior for each pool of a benchmark."""
+    return {where: {data.name: _prior(where) for data in datasets}}
 
 
 def _prior(where: str) -> QualityPrior:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from simulations import equal_quality, pool_tables
-from simulations.datasets import Dataset, load
+from simulations.datasets import Dataset
 from simulations.pools import (
     NO_PRIOR,
     RIVALS,
@@ -35,6 +35,7 @@ class Plan:
 
     seeds: int = 5
     limit: int = 3000
+    learn: int = equal_quality.LEARN
     rivals: tuple[str, ...] = RIVALS
     parts: tuple[str, ...] = PARTS
     prior: str = NO_PRIOR
@@ -42,9 +43,9 @@ class Plan:
     cluster: str | None = None
 
 
-def run(datasets: Sequence[str], plan: Plan, *, json_to: Path | None = None) -> None:
+def run(datasets: Sequence[Dataset], plan: Plan, *, json_to: Path | None = None) -> None:
     """Print each table as soon as it is made."""
-    where = field_of([load(name) for name in datasets], limit=plan.limit, priors=plan.priors)
+    where = field_of(datasets, limit=plan.limit, priors=plan.priors)
     report: dict[str, Any] = {}
     for part in plan.parts:
         print(_PRINT[part](where, plan, report), flush=True)
@@ -101,12 +102,18 @@ def _harm(where: Field, plan: Plan, report: dict[str, Any]) -> str:
 
 def _cost(where: Field, plan: Plan, report: dict[str, Any]) -> str:
     shares = equal_quality.shares(
-        where, ["router"], prior=plan.prior, seeds=plan.seeds, cluster=plan.cluster, progress=_seen()
+        where,
+        ["router"],
+        prior=plan.prior,
+        seeds=plan.seeds,
+        learn=plan.learn,
+        cluster=plan.cluster,
+        progress=_seen(),
     )
     report["cost"] = {pool: dict(share.shares) for pool, share in shares.items()}
     return (
         "## Cost at equal quality: share of the best model's cost at its quality minus half a point\n\n"
-        f"After {equal_quality.LEARN:,} requests, on requests that were not learned from.\n\n"
+        f"After {plan.learn:,} requests, on requests that were not learned from.\n\n"
         + pool_tables.cost_table(shares)
         + "\n"
     )

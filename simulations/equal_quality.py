@@ -1,6 +1,6 @@
 """What the best model's quality costs when one may choose: the share of its cost at its quality minus half a point.
 
-Each contestant learns over LEARN requests drawn from one part of a pool (again and again where there are fewer), then
+Each contestant learns over 2,000 requests drawn from one part of a pool (again and again where there are fewer), then
 answers the other part, still learning; the ridge with full information is fitted on the same first part. Played at several
 prices of a point of quality they span a curve of quality against cost, and what is wanted of it is the cheapest mix of
 its points, and of calling the best model itself, whose quality is high enough.
@@ -47,6 +47,7 @@ class Task(NamedTuple):
     prior: str
     seed: int
     penalty: float
+    learn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +89,15 @@ def play_task(where: Field, task: Task) -> Point:
     data = where.datasets[task.pool]
     learn, judged = split(data, task.seed)
     rng = np.random.default_rng([task.seed, 3])
-    rounds = [rng.permutation(learn) for _ in range(-(-LEARN // len(learn)))]
-    rows = np.concatenate([np.concatenate(rounds)[:LEARN], judged])
+    rounds = [rng.permutation(learn) for _ in range(-(-task.learn // len(learn)))]
+    rows = np.concatenate([np.concatenate(rounds)[: task.learn], judged])
     entry = CONTESTANTS[task.contestant]
     pool = Pool(data.name, f"equal:{task.seed}", where.space, where.priors[task.prior][task.pool])
     player = entry.build(goal_of(data, task.penalty), pool, entry.default)
     vectors = None if entry.vectors is None else entry.vectors(data)
-    steps = list(play(recorded_world(data, rows), where.contexts[task.pool], player, vectors=vectors))[LEARN:]
+    steps = list(play(recorded_world(data, rows), where.contexts[task.pool], player, vectors=vectors))[
+        task.learn :
+    ]
     return Point(
         float(np.mean([step.quality for step in steps])), float(np.mean([step.cost_usd for step in steps]))
     )
@@ -118,12 +121,13 @@ def shares(
     *,
     prior: str,
     seeds: int,
+    learn: int = LEARN,
     cluster: str | None = None,
     progress: bool = False,
 ) -> dict[str, Share]:
     """By pool; "ridge, full information" beside the contestants."""
     tasks = [
-        Task(pool, name, prior, seed, penalty)
+        Task(pool, name, prior, seed, penalty, learn)
         for seed in range(seeds)
         for pool in where.datasets
         for name in contestants
@@ -132,11 +136,11 @@ def shares(
     points = dict(
         run_tasks(play_task, tasks, where, cluster=cluster, title="equal quality", progress=progress)
     )
-    return {pool: _share(where, pool, points, contestants, prior, seeds) for pool in where.datasets}
+    return {pool: _share(where, pool, points, contestants, seeds) for pool in where.datasets}
 
 
 def _share(
-    where: Field, pool: str, points: Mapping[Task, Point], contestants: Sequence[str], prior: str, seeds: int
+    where: Field, pool: str, points: Mapping[Task, Point], contestants: Sequence[str], seeds: int
 ) -> Share:
     data = where.datasets[pool]
     best = best_model(data)
@@ -147,8 +151,8 @@ def _share(
     )
     curves = {
         name: [
-            _mean([points[Task(pool, name, prior, seed, penalty)] for seed in range(seeds)])
-            for penalty in PENALTIES
+            _mean([at for task, at in points.items() if (task.pool, task.contestant, task.penalty) == key])
+            for key in [(pool, name, penalty) for penalty in PENALTIES]
         ]
         for name in contestants
     }

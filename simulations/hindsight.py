@@ -109,7 +109,7 @@ def predicted(record: Record, predict: Predict) -> tuple[Floats, Floats]:
     return out[:, :K], np.maximum(out[:, K:], 0.0)
 
 
-def predict_by_ridge(x: Floats, y: Floats, at: Floats) -> Floats:
+def predict_by_ridge(x: Floats, y: Floats, at: Floats, penalties: Sequence[float] = PENALTIES) -> Floats:
     """Ridge regression on standardised features, each output with the penalty of least generalised cross-validation
     error (Golub, Heath and Wahba 1979).
     """
@@ -120,7 +120,7 @@ def predict_by_ridge(x: Floats, y: Floats, at: Floats) -> Floats:
     U, s, Vt = np.linalg.svd(x, full_matrices=False)
     projected = U.T @ (y - level)  # (r, p)
     predictions, errors = [], []
-    for penalty in PENALTIES:
+    for penalty in penalties:
         shrink = s**2 / (s**2 + penalty)
         residual = ((y - level - U @ (shrink[:, None] * projected)) ** 2).mean(axis=0)
         errors.append(
