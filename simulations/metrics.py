@@ -76,7 +76,11 @@ def static_mix(dataset: Dataset, cost_usd: float) -> Floats:
     """(K,) the share of requests to send to each fixed model, context unseen, for the highest mean quality at a mean
     cost of at most cost_usd (or as near to it as the cheapest model allows).
     """
-    costs, quality = dataset.cost_usd.mean(axis=0), dataset.quality.mean(axis=0)
+    return mix_at_cost(dataset.quality.mean(axis=0), dataset.cost_usd.mean(axis=0), cost_usd)
+
+
+def mix_at_cost(quality: Floats, costs: Floats, cost_usd: float) -> Floats:
+    """The same from each model's mean quality and cost, (K,) each."""
     limit = max(cost_usd, float(costs.min()))
     unit = limit or 1.0  # in units of the limit, lest the solver meet costs of 1e-5
     solution = linprog(

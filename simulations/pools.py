@@ -84,6 +84,7 @@ def field_of(
     priors: Callable[[Sequence[Dataset]], Priors] | None = None,
     features: Features | None = None,
     objectives: Sequence[str] = OBJECTIVES,
+    usd_per_quality: float | None = None,
 ) -> Field:
     """priors: from all datasets to each prior of each pool; the prior "none" is always there."""
     features = Facts() if features is None else features
@@ -98,7 +99,7 @@ def field_of(
         datasets=pools,
         contexts={name: contexts_of(data.prompts, features) for name, data in pools.items()},
         goals={
-            (name, objective): goal_for(data, objective, None, 0.02)
+            (name, objective): goal_for(data, objective, usd_per_quality, 0.02)
             for name, data in pools.items()
             for objective in objectives
         },
