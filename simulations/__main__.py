@@ -1,4 +1,6 @@
-"""`python -m simulations demo | fleet | replay | bench`: the demo, its fleet left running, replays, and measurements."""
+"""`python -m simulations demo | fleet | replay | run | bench`: the demo, its fleet left running, replays, scenarios, and
+measurements.
+"""
 
 import argparse
 import json
@@ -12,11 +14,13 @@ from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
 from simulations import bench, bench_quality, demo, fleet
+from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
 from simulations.pools import RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
+from simulations.scenarios import SCENARIOS
 from simulations.tables import plain
 
 
@@ -46,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_fleet(commands.add_parser("fleet", help="leave recorded models and gateway running"))
     _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
+    _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
     return parser
 
@@ -100,6 +105,45 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=_writable, metavar="FILE", help="CSV of every decision")
     parser.add_argument("--json", type=_writable, metavar="OUT", help="the result as one JSON object")
     parser.set_defaults(run=_run_replay)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "scenario",
+        nargs="+",
+        choices=[scenario_run.ALL, *SCENARIOS],
+        metavar="SCENARIO",
+        help=f"{scenario_run.ALL}, or any of {', '.join(SCENARIOS)}",
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=["wheel"], metavar="DIR", help='folders, or "wheel" (default)'
+    )
+    parser.add_argument(
+        "--policy", nargs="+", choices=sorted(CONTESTANTS), metavar="NAME", help="default: all"
+    )
+    parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
+    parser.add_argument(
+        "--usd-per-quality", type=_worth, metavar="X", help="USD worth one full point of quality"
+    )
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="N")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
+    parser.add_argument("--report", type=Path, default=Path("scenario-report"), metavar="FOLDER")
+    _add_dask(parser)
+    parser.set_defaults(run=_run_scenarios)
+
+
+def _run_scenarios(options: argparse.Namespace) -> None:
+    plan = scenario_run.Plan(
+        scenarios=tuple(options.scenario),
+        contestants=tuple(options.policy or CONTESTANTS),
+        objective=options.objective,
+        usd_per_quality=options.usd_per_quality,
+        seeds=options.seeds,
+        limit=options.limit,
+        cluster=options.dask,
+        progress=sys.stderr.isatty(),
+    )
+    scenario_run.run([load(name) for name in options.data], plan, report=options.report)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

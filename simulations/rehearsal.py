@@ -188,7 +188,7 @@ class _Stretch:
             float((weights * self.quality).sum(axis=2).mean()),
             float((weights * self.cost).sum(axis=2).mean()),
             _interval(gap),
-            float(-gap.sum(axis=1).mean()),
+            0.0 - float(gap.sum(axis=1).mean()),
             {role: float(weights[:, :, k].mean()) for role, k in watched.items()},
         )
 
@@ -214,14 +214,14 @@ def _phase_table(
         stretch.row(name, stretch.one_hot(columns[:, stretch.part]), watched)
         for name, columns in chosen.items()
     ]
-    mix = mix_at_cost(
-        np.where(stretch.offered.all(axis=0), stretch.quality.mean(axis=(0, 1)), -1.0),
-        stretch.cost.mean(axis=(0, 1)),
-        rows[0].cost_usd,
+    fixed = stretch.fixed()
+    mix = np.zeros(len(stretch.arms))
+    mix[fixed] = mix_at_cost(
+        stretch.quality.mean(axis=(0, 1))[fixed], stretch.cost.mean(axis=(0, 1))[fixed], rows[0].cost_usd
     )
     rows += [
         stretch.row(f"always {stretch.arms[k]}", stretch.one_hot(np.full(shape, k, dtype=np.int64)), watched)
-        for k in stretch.fixed()
+        for k in fixed
     ]
     rows.append(stretch.row(STATIC_MIX, np.broadcast_to(mix, stretch.quality.shape), watched))
     rows += [

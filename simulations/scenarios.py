@@ -47,9 +47,9 @@ _ALL: Final = (
     Scenario("stationary", "Nothing changes."),
     Scenario(
         "price-cut",
-        "The dearest model's price falls to a tenth, then returns.",
+        "The dearest model's price falls to a fiftieth, then returns.",
         ("before", "cut", "returned"),
-        (Price("dearest", factor=0.1, phase="cut"),),
+        (Price("dearest", factor=0.02, phase="cut"),),
         ("dearest",),
     ),
     Scenario(
