@@ -52,14 +52,6 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Played:
-    """chosen: (n,) columns, in the stream's order; choice_us: median microseconds of a choice."""
-
-    chosen: NDArray[np.int16]
-    choice_us: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Field:
     """What all streams are played on. contexts: by pool, of each prompt; goals: by (pool, objective)."""
 
@@ -113,7 +105,8 @@ def order(data: Dataset, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed]).permutation(len(data.prompts))
 
 
-def play_task(where: Field, task: Task) -> Played:
+def play_task(where: Field, task: Task) -> NDArray[np.int16]:
+    """(n,) the chosen columns, in the stream's order."""
     data, goal = where.datasets[task.pool], where.goals[task.pool, task.objective]
     entry = CONTESTANTS[task.contestant]
     prior = where.priors[task.prior][task.pool]
@@ -121,9 +114,8 @@ def play_task(where: Field, task: Task) -> Played:
     contexts = _view(where.contexts[task.pool], task.view, task.seed)
     vectors = None if entry.vectors is None else entry.vectors(data)
     world = recorded_world(data, order(data, task.seed))
-    steps = list(play(world, contexts, player, vectors=vectors))
-    chosen = np.array([data.column(step.choice.arm) for step in steps], dtype=np.int16)
-    return Played(chosen, float(np.median([step.choice_ns for step in steps])) / 1e3)
+    steps = play(world, contexts, player, vectors=vectors)
+    return np.array([data.column(step.choice.arm) for step in steps], dtype=np.int16)
 
 
 def _view(contexts: tuple[Context, ...], view: str, seed: int) -> tuple[Context, ...]:
@@ -222,7 +214,7 @@ class Chosen:
     settings: Mapping[tuple[str, str], float]
 
 
-Outcomes = dict[Task, Played]
+Outcomes = dict[Task, NDArray[np.int16]]
 
 
 def play_all(
@@ -274,7 +266,7 @@ def _by_seed(
 ) -> dict[int, NDArray[np.int16]]:
     pool, objective = case
     wanted = Task(pool, objective, name, setting, prior, view, 0)[:-1]
-    return {task.seed: result.chosen for task, result in played.items() if task[:-1] == wanted}
+    return {task.seed: chosen for task, chosen in played.items() if task[:-1] == wanted}
 
 
 def harm_of(where: Field, played: Outcomes, prior: str) -> dict[tuple[str, str], tuple[Gaps, Gaps]]:

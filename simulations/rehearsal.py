@@ -4,7 +4,7 @@ Figures are per phase: an arm may be best before a change and not after it, so g
 model *of that phase* in hindsight, among those on offer in it. Intervals are bootstrap intervals over seeds and prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -106,29 +106,33 @@ def rehearse(
     seeds: int,
     cluster: str | None = None,
     progress: bool = False,
-) -> list[Rehearsal]:
-    """Every scenario on every pool of the field, in that order."""
+) -> Iterator[Rehearsal]:
+    """Every scenario on every pool of the field, each as soon as its last stream is played."""
     tasks = [
-        Task(scenario, pool, objective, contestant, prior, seed)
+        Task(scenario, *case, contestant, prior, seed)
         for scenario in scenarios
-        for pool, objective in where.cases()
+        for case in where.cases()
         for seed in range(seeds)
         for contestant in contestants
     ]
-    played = dict(run_tasks(play_task, tasks, where, cluster=cluster, title="scenarios", progress=progress))
-    return [
-        measured(
-            where,
-            scenario,
-            case,
-            {
-                name: np.stack([played[Task(scenario, *case, name, prior, seed)] for seed in range(seeds)])
-                for name in contestants
-            },
-        )
-        for scenario in scenarios
-        for case in where.cases()
-    ]
+    played: dict[Task, NDArray[np.int16]] = {}
+    for task, chosen in run_tasks(
+        play_task, tasks, where, cluster=cluster, title="scenarios", progress=progress
+    ):
+        played[task] = chosen
+        ours = [one for one in played if one[:3] == task[:3]]
+        if len(ours) == seeds * len(contestants):
+            yield measured(
+                where,
+                task.scenario,
+                (task.pool, task.objective),
+                {
+                    name: np.stack(
+                        [played.pop(task._replace(contestant=name, seed=seed)) for seed in range(seeds)]
+                    )
+                    for name in contestants
+                },
+            )
 
 
 def measured(

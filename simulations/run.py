@@ -52,10 +52,14 @@ def run(datasets: Sequence[Dataset], plan: Plan, *, report: Path) -> None:
         progress=plan.progress,
     )
     report.mkdir(parents=True, exist_ok=True)
-    sections = [_told(rehearsal, report) for rehearsal in rehearsals]
-    write_page(report / "index.html", title=f"Scenarios, {_played(rehearsals[0])}", sections=sections)
-    told = [scenario_tables.figures(rehearsal) for rehearsal in rehearsals]
-    (report / "scenarios.json").write_text(json.dumps(told, indent=1) + "\n")
+    sections, told = {}, {}
+    for rehearsal in rehearsals:
+        key = scenarios.index(rehearsal.scenario), rehearsal.pool
+        sections[key] = _told(rehearsal, report)
+        told[key] = scenario_tables.figures(rehearsal)
+    title = f"{len(sections)} scenarios, offline"
+    write_page(report / "index.html", title=title, sections=[sections[key] for key in sorted(sections)])
+    (report / "scenarios.json").write_text(json.dumps([told[key] for key in sorted(told)], indent=1) + "\n")
     print(f"page: {report / 'index.html'}")
 
 

@@ -11,7 +11,7 @@ from simulations.contestants import CONTESTANTS
 from simulations.equal_quality import Point, cost_share
 from simulations.metrics import best_fixed, clustered_mean, paired_bootstrap_interval
 from simulations.pool_tables import summaries
-from simulations.pools import Played, Task, field_of, gap_tasks, gaps, gaps_of, play_task
+from simulations.pools import Task, field_of, gap_tasks, gaps, gaps_of, play_task
 from simulations.sources import clusters
 
 
@@ -59,9 +59,7 @@ def test_settings_come_from_other_sources_under_the_same_objective(where):
         return 2 if good else 0
 
     played = {
-        task: Played(
-            np.full(len(where.datasets[task.pool].prompts), choice(task.pool, task.setting), np.int16), 1.0
-        )
+        task: np.full(len(where.datasets[task.pool].prompts), choice(task.pool, task.setting), np.int16)
         for task in gap_tasks(where, ["ucb1"], prior="none", seeds=2)
     }
     chosen = gaps_of(where, played, ["ucb1"], prior="none")["ucb1"]
@@ -88,8 +86,8 @@ def test_a_task_can_be_played_again(where):
     task = Task("other", "balanced", "router", 0.0, "none", "features", 1)
     first, again = play_task(where, task), play_task(where, task)
     other = play_task(where, task._replace(seed=2))
-    assert np.array_equal(first.chosen, again.chosen)
-    assert not np.array_equal(first.chosen, other.chosen)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_two_pools_of_one_name_are_refused(outcomes):
@@ -126,7 +124,7 @@ def test_summaries_compare_case_by_case(where):
         n = len(where.datasets[task.pool].prompts)
         best = best_fixed(where.datasets[task.pool], where.goals[task.pool, task.objective])
         column = best if task.contestant == "router" else (best + 1) % 3
-        played[task] = Played(np.full(n, column, np.int16), 1.0)
+        played[task] = np.full(n, column, np.int16)
     router, random = summaries(where, gaps_of(where, played, ["router", "random"], prior="none"))
     assert (router.whole, router.last_third, router.ahead) == (0.0, 0.0, 0.0)
     assert random.ahead == pytest.approx(-random.whole)

@@ -89,7 +89,7 @@ def test_intervals_cover_the_mean_and_shrink_with_more_requests():
 
 def test_a_rehearsal_is_the_same_again(where):
     first, again = (
-        rehearse(where, ["regression"], ["router", "lints"], prior="none", seeds=2) for _ in range(2)
+        list(rehearse(where, ["regression"], ["router", "lints"], prior="none", seeds=2)) for _ in range(2)
     )
     assert scenario_tables.figures(first[0]) == scenario_tables.figures(again[0])
     assert not np.array_equal(*first[0].chosen["router"])  # seeds differ
