@@ -6,8 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +17,7 @@ from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.pools import RIVALS, Priors
+from simulations.pools import NO_PRIOR, RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
 from simulations.tables import plain
@@ -100,7 +99,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--floor", type=_share, default=0.02, help="cost: quality may lie so far below the best model's"
     )
-    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    _add_prior(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trace", type=_writable, metavar="FILE", help="CSV of every decision")
     parser.add_argument("--json", type=_writable, metavar="OUT", help="the result as one JSON object")
@@ -128,6 +127,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=_positive, default=5, metavar="N")
     parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
     parser.add_argument("--report", type=Path, default=Path("scenario-report"), metavar="FOLDER")
+    _add_prior(parser)
     _add_dask(parser)
     parser.set_defaults(run=_run_scenarios)
 
@@ -140,6 +140,8 @@ def _run_scenarios(options: argparse.Namespace) -> None:
         usd_per_quality=options.usd_per_quality,
         seeds=options.seeds,
         limit=options.limit,
+        prior=options.prior,
+        priors=_priors(options.prior),
         cluster=options.dask,
         progress=sys.stderr.isatty(),
     )
@@ -164,10 +166,14 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         default=RIVALS,
         help=f"rivals; default: {', '.join(RIVALS)}",
     )
-    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    _add_prior(parser)
     _add_dask(parser)
     parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
     parser.set_defaults(run=_run_bench)
+
+
+def _add_prior(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
 
 
 def _add_dask(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +191,7 @@ def _run_bench(options: argparse.Namespace) -> None:
             rivals=tuple(options.policy),
             parts=tuple(options.part),
             prior=options.prior,
-            priors=None if options.prior == "none" else partial(_priors, options.prior),
+            priors=_priors(options.prior),
             cluster=options.dask,
         )
         bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
@@ -245,9 +251,11 @@ def _run_replay(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _priors(where: str, datasets: Sequence[Dataset]) -> Priors:
-    """The router's prior for each pool of a benchmark."""
-    return {where: {data.name: _prior(where) for data in datasets}}
+def _priors(where: str) -> Callable[[Sequence[Dataset]], Priors] | None:
+    """What gives the router's prior for each pool, under the name that the option has."""
+    if where == NO_PRIOR:
+        return None
+    return lambda datasets: {where: {data.name: _prior(where) for data in datasets}}
 
 
 def _prior(where: str) -> QualityPrior:

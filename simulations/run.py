@@ -1,7 +1,7 @@
 """`run SCENARIO|all`: what may happen to a route, played offline: a table, a picture and a page for each."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ from simulations import scenario_pictures, scenario_tables
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset
 from simulations.page import Section, write_page
-from simulations.pools import NO_PRIOR, field_of
+from simulations.pools import NO_PRIOR, Priors, field_of
 from simulations.rehearsal import Rehearsal, rehearse
 from simulations.scenarios import SCENARIOS
 
@@ -24,7 +24,9 @@ RIVALS_OF_RATINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """scenarios, contestants: names; the router is always among them. cluster: a Dask scheduler's address."""
+    """scenarios, contestants: names; the router is always among them. prior: the name under
+    which `priors` gives what the router knows beforehand. cluster: a Dask scheduler's address.
+    """
 
     scenarios: tuple[str, ...]
     contestants: tuple[str, ...] = tuple(CONTESTANTS)
@@ -32,6 +34,8 @@ class Plan:
     usd_per_quality: float | None = None
     seeds: int = 5
     limit: int = 3000
+    prior: str = NO_PRIOR
+    priors: Callable[[Sequence[Dataset]], Priors] | None = None
     cluster: str | None = None
     progress: bool = False
 
@@ -39,14 +43,18 @@ class Plan:
 def run(datasets: Sequence[Dataset], plan: Plan, *, report: Path) -> None:
     """Print the tables; write pictures, page and figures into the folder."""
     where = field_of(
-        datasets, limit=plan.limit, objectives=[plan.objective], usd_per_quality=plan.usd_per_quality
+        datasets,
+        limit=plan.limit,
+        priors=plan.priors,
+        objectives=[plan.objective],
+        usd_per_quality=plan.usd_per_quality,
     )
     scenarios = tuple(SCENARIOS) if ALL in plan.scenarios else plan.scenarios
     rehearsals = rehearse(
         where,
         scenarios,
         _contestants(plan),
-        prior=NO_PRIOR,
+        prior=plan.prior,
         seeds=plan.seeds,
         cluster=plan.cluster,
         progress=plan.progress,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from simulations import bench_quality, equal_quality, pools
+from simulations.__main__ import main
 from simulations.contestants import CONTESTANTS
 from simulations.equal_quality import Point, cost_share
 from simulations.metrics import best_fixed, clustered_mean, paired_bootstrap_interval
@@ -164,3 +165,21 @@ def test_the_command_prints_its_tables_and_writes_every_seed(capsys, tmp_path, o
     assert len(report["harm"]) == 4
     assert set(report["cost"]) == {"made-up", "other"}
     assert all(0 < share <= 1.0 + 1e-9 for shares in report["cost"].values() for share in shares.values())
+
+
+def test_the_command_takes_data_parts_rivals_and_a_prior(tmp_path, capsys):
+    prior, out = tmp_path / "prior.json", tmp_path / "out.json"
+    prior.write_text('{"arm_slope": 100}')
+    options = ["--seeds", "1", "--limit", "60", "--policy", "lints", "--part", "gaps", "harm"]
+    assert main(["bench", "quality", "wheel", *options, "--prior", str(prior), "--json", str(out)]) == 0
+    printed, report = capsys.readouterr().out, json.loads(out.read_text())
+    assert f"1 orders of at most 60 requests, prior: {prior}" in printed
+    assert "Cost at equal quality" not in printed
+    assert "Microseconds" not in printed
+    assert {record["prior"] for record in report["harm"]} == {"none", str(prior)}
+    assert {record["contestant"] for record in report["gaps"]} == {"router", "lints"}
+
+
+def test_a_missing_pool_is_one_clear_sentence(capsys):
+    assert main(["bench", "quality", "no-such-folder"]) == 1
+    assert "no-such-folder is no folder" in capsys.readouterr().err
