@@ -33,6 +33,7 @@ RIVALS: Final = (
     "linucb",
     "linucb-discounted",
     "lints",
+    "paretobandit-policy",
 )
 NO_PRIOR: Final = "none"
 
