@@ -11,13 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, bench_quality, demo, fleet
+from bandit.prior import QualityPrior, prior_from_json
+from feedback.shipped import shipped_prior
+from simulations import bench, bench_quality, demo, fit_prior, fit_words, fleet
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.pools import NO_PRIOR, RIVALS, Priors
+from simulations.pools import RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
 from simulations.tables import plain
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fleet(commands.add_parser("fleet", help="leave recorded models and gateway running"))
     _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
     _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
+    _add_fits(commands)
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
     return parser
 
@@ -173,7 +175,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_prior(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    parser.add_argument(
+        "--prior",
+        default="none",
+        metavar="none|shipped|leave-out|FILE",
+        help="what the router knows beforehand: nothing (default), what ships, what fit-prior makes of the other "
+        "folders named here, or a file of fit-prior",
+    )
 
 
 def _add_dask(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +205,17 @@ def _run_bench(options: argparse.Namespace) -> None:
         bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
     if tables != "quality":
         bench.times()
+
+
+def _add_fits(commands: Any) -> None:
+    for name, run, limit, what in (
+        ("fit-prior", fit_prior.run, None, "what outcomes of many models say of a new one: a prior file"),
+        ("fit-words", fit_words.run, 4000, "the features' table of words, from texts alone"),
+    ):
+        parser = commands.add_parser(name, help=what)
+        parser.add_argument("data", metavar="DIR", nargs="+", help='folders of recorded outcomes, or "wheel"')
+        parser.add_argument("--out", type=_writable, metavar="FILE", required=True)
+        parser.set_defaults(run=run, limit=limit)
 
 
 def _run_demo(options: argparse.Namespace) -> None:
@@ -253,19 +272,28 @@ def _run_replay(options: argparse.Namespace) -> None:
 
 def _priors(where: str) -> Callable[[Sequence[Dataset]], Priors] | None:
     """What gives the router's prior for each pool, under the name that the option has."""
-    if where == NO_PRIOR:
-        return None
-    return lambda datasets: {where: {data.name: _prior(where) for data in datasets}}
+    match where:
+        case "none":
+            return None
+        case "leave-out":
+            return lambda datasets: {where: fit_prior.leave_out(datasets)}
+        case _:
+            prior = _prior(where)
+            return lambda datasets: {where: dict.fromkeys((data.name for data in datasets), prior)}
 
 
-def _prior(where: str) -> QualityPrior:
-    if where == "none":
-        return QualityPrior()
-    if where == "leave-out":
-        raise ValueError(
-            "--prior leave-out: no fitted prior ships with this version; use none or a file of your own"
-        )
-    return prior_from_json(Path(where).read_text())
+def _prior(where: str) -> QualityPrior | None:
+    match where:
+        case "none":
+            return None
+        case "shipped":
+            return shipped_prior()
+        case "leave-out":
+            raise ValueError(
+                "--prior leave-out: goes with several folders (run, bench); here name none, shipped or a file"
+            )
+        case _:
+            return prior_from_json(Path(where).read_text())
 
 
 def _table(report: dict[str, Any]) -> str:

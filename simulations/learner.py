@@ -11,7 +11,7 @@ from feedback.alarms import answers
 from feedback.events import Called, Event, Rated
 from feedback.learn import learn
 from feedback.records import policy_tag, prefix_of
-from feedback.state import State
+from feedback.state import Reader, State
 from simulations.player import Choice, Lesson, Request
 from simulations.world import Space
 
@@ -37,6 +37,7 @@ class Learner:
         self._tag = policy_tag(contestant)
         self._state = State(features.tag, features.d)
         self._posterior = self._state.posterior(contestant.model)
+        self._reader = Reader()
         self._decisions: dict[int, Decision] = {}
         self._told_usage = -1  # the last request whose tokens are in the state
 
@@ -56,7 +57,7 @@ class Learner:
             self._state = learn(self._state, event)
         for answer in answers(self._state):
             self._state = learn(self._state, answer)
-        self._posterior = self._state.posterior(self._contestant.model)
+        self._posterior = self._state.posterior(self._contestant.model, self._reader)
 
     def _events(self, lesson: Lesson) -> list[Event]:
         """What the gateway's log would hold: the call's tokens, once, then the rating."""
