@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, bench_quality, demo, fleet
+from simulations import bench, bench_quality, demo, drift, fleet
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
@@ -51,7 +51,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
     _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
+    _add_drift(
+        commands.add_parser("drift", help="how rarely drift is seen in vain, and how soon when there is some")
+    )
     return parser
+
+
+def _add_drift(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=_positive, default=100_000, metavar="N", help="of each steady world")
+    parser.add_argument("--runs", type=_positive, default=40, metavar="N", help="of each change")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="a Dask scheduler, for more cores than this machine has"
+    )
+    parser.set_defaults(
+        run=lambda options: drift.run(
+            drift.Plan(options.labels, options.runs, options.seed),
+            cluster=options.dask,
+            progress=sys.stderr.isatty(),
+        )
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

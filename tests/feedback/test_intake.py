@@ -24,7 +24,7 @@ from feedback.records import DecisionPrefix, encode_record
 from feedback.redis_store import RedisStore
 from feedback.replica import SNAPSHOT_S, TOKENS_REMEMBERED, History
 from feedback.spool import DEAD_LETTERS, Spool, to_disk
-from feedback.state import START
+from feedback.state import HALF_LIFE_S, START
 from feedback.store import Answer, Log, Store, StoreError
 
 Faulty = Callable[[Log], Any]
@@ -110,9 +110,11 @@ class Gateway:
             await self.learning.tick()
 
     def ratings(self) -> tuple[float, float]:
-        """Their number, and their sum."""
-        sums = self.replica.state.ratings_per_arm().values()
-        return round(sum(s.n for s in sums), 9), round(sum(s.xr[0] for s in sums), 9)
+        """Their number, and their sum, ages counted back from the newest decision itself."""
+        state = self.replica.state
+        young = 2.0 ** ((state.read_at() - state.as_of) / HALF_LIFE_S)
+        sums = state.ratings_per_arm().values()
+        return round(young * sum(s.n for s in sums), 9), round(young * sum(s.xr[0] for s in sums), 9)
 
     def dead(self) -> list[dict[str, Any]]:
         path = self.folder / DEAD_LETTERS
