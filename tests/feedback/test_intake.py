@@ -797,3 +797,50 @@ async def test_a_value_given_right_after_a_failover_is_not_overwritten_by_an_old
     assert await gateway.rate(decision_id, 1.0, "second") is QUEUED
     await gateway.tick(2)
     assert gateway.ratings() == (1.0, 1.0)
+
+
+# ---- withdrawals
+
+
+async def withdraw(gateway: Gateway, decision_id: str, key: str) -> Answer | None:
+    (answer,) = await gateway.intake.give(decision_id, [Value("rating", RATED, "user", None, key)])
+    return answer
+
+
+async def test_a_withdrawal_waits_on_disk_while_the_store_is_away_and_counts_once(gateway: Gateway) -> None:
+    decision_id, other = gateway.decide(), gateway.decide()
+    assert await gateway.rate(decision_id, 0.5) is Answer.APPLIED
+    assert await gateway.rate(other, 1.0) is Answer.APPLIED
+    gateway.store.away = True
+    assert await withdraw(gateway, decision_id, "undo") is QUEUED
+    gateway.store.away = False
+    await gateway.tick(2)
+    assert gateway.ratings() == (1.0, 1.0)
+    assert (await withdraw(gateway, decision_id, "undo"), gateway.intake.queued) == (DUPLICATE, 0)
+    await gateway.tick(2)
+    assert gateway.ratings() == (1.0, 1.0)
+
+
+async def test_a_withdrawal_stays_behind_the_rating_that_it_takes_back(gateway: Gateway) -> None:
+    """Both queued: in the order given they leave nothing; the other way round the rating would stay."""
+    decision_id = gateway.decide()
+    gateway.store.away = True
+    assert await gateway.rate(decision_id, 0.5) is QUEUED
+    assert await withdraw(gateway, decision_id, "undo") is QUEUED
+    gateway.store.away = False
+    await gateway.tick(3)
+    assert gateway.ratings() == (0.0, 0.0)
+    assert gateway.dead() == []
+
+
+async def test_a_queued_withdrawal_of_nothing_ends_in_the_dead_letters_with_its_reason(
+    gateway: Gateway,
+) -> None:
+    decision_id = gateway.decide()
+    await gateway.tick()
+    gateway.store.away = True
+    assert await withdraw(gateway, decision_id, "undo") is QUEUED
+    gateway.store.away = False
+    await gateway.tick(2)
+    assert gateway.intake.queued == 0
+    assert ["nothing to withdraw" in str(letter) for letter in gateway.dead()] == [True]
