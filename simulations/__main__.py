@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, bench_quality, demo, drift, fleet
+from simulations import bench, bench_quality, demo, drift, fleet, pacing
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
@@ -54,7 +54,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_drift(
         commands.add_parser("drift", help="how rarely drift is seen in vain, and how soon when there is some")
     )
+    _add_pacing(commands.add_parser("pacing", help="a budget held in orders of requests that mean it ill"))
     return parser
+
+
+def _add_pacing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", metavar="DIR", nargs="?", default="wheel", help='a folder, or "wheel" (default)'
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffled and the bursty order")
+    parser.set_defaults(run=lambda options: pacing.run(load(options.data), seed=options.seed))
 
 
 def _add_drift(parser: argparse.ArgumentParser) -> None:
