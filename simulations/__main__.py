@@ -13,7 +13,7 @@ from typing import Any
 
 from bandit.prior import QualityPrior, prior_from_json
 from feedback.shipped import shipped_prior
-from simulations import bench, bench_quality, demo, fit_prior, fit_words, fleet
+from simulations import bench, bench_quality, demo, drift, fit_prior, fit_words, fleet, pacing
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
@@ -53,7 +53,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
     _add_fits(commands)
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
+    _add_drift(
+        commands.add_parser("drift", help="how rarely drift is seen in vain, and how soon when there is some")
+    )
+    _add_pacing(commands.add_parser("pacing", help="a budget held in orders of requests that mean it ill"))
     return parser
+
+
+def _add_pacing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", metavar="DIR", nargs="?", default="wheel", help='a folder, or "wheel" (default)'
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffled and the bursty order")
+    parser.set_defaults(run=lambda options: pacing.run(load(options.data), seed=options.seed))
+
+
+def _add_drift(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=_positive, default=100_000, metavar="N", help="of each steady world")
+    parser.add_argument("--runs", type=_positive, default=40, metavar="N", help="of each change")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="a Dask scheduler, for more cores than this machine has"
+    )
+    parser.set_defaults(
+        run=lambda options: drift.run(
+            drift.Plan(options.labels, options.runs, options.seed),
+            cluster=options.dask,
+            progress=sys.stderr.isatty(),
+        )
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from typing import ClassVar
 
@@ -95,9 +96,26 @@ class Reply:
         return self.body
 
 
-@pytest.mark.parametrize("objective", ["balanced", "quality", "cost"])
-async def test_same_decisions(objective, tmp_path):
-    dataset, steps, secret = recorded(), count(), b"s" * 32
+def failing(n: int = 300, start: int = 150) -> Dataset:
+    """The model that quality prefers fails silently from some prompt on."""
+    dataset = recorded(n)
+    quality = dataset.quality.copy()
+    quality[start:, 2] = np.maximum(quality[start:, 2] - 0.7, 0)
+    return replace(dataset, quality=quality)
+
+
+@pytest.mark.parametrize(
+    ("objective", "dataset", "resets"),
+    [
+        ("balanced", recorded(), 0),
+        ("quality", recorded(), 0),
+        ("cost", recorded(), 0),
+        ("quality", failing(), 1),
+    ],
+    ids=["balanced", "quality", "cost", "quality, and a model fails"],
+)
+async def test_same_decisions(objective, dataset, resets, tmp_path):
+    steps, secret = count(), b"s" * 32
     now = {"s": 0.0}
     settings = parse_settings(
         CONFIG.replace("OBJECTIVE", objective), source="t.yaml", folder=tmp_path, environ={}
@@ -145,6 +163,7 @@ async def test_same_decisions(objective, tmp_path):
     assert len({step.choice.decision.arm.name for step in simulated}) > 1, (
         "a stream on which nothing was chosen proves nothing"
     )
+    assert len(route.replica.state.cuts) == resets, "a drift that was not seen proves nothing"
     await learning.close()
 
 
