@@ -101,13 +101,13 @@ CONTESTANTS: Final[Mapping[str, Entry]] = MappingProxyType(
         "linucb-discounted": Entry(
             lambda goal, pool, alpha: Rival(LinUCB(alpha, pool.features.d, DISCOUNT), goal),
             "alpha",
-            (0.01, 0.03, 0.1, 0.3),
+            (0.003, 0.01, 0.03, 0.1, 0.3),
             0.03,
         ),
         "paretobandit-policy": Entry(
             lambda goal, pool, alpha: Rival(ParetoBanditPolicy(alpha, pool.features.d), goal),
             "alpha",
-            (0.01, 0.05, 0.2, 0.5),
+            (0.003, 0.01, 0.05, 0.2),
             0.05,
         ),
         "lints": Entry(
