@@ -5,15 +5,18 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, demo, fleet
-from simulations.datasets import DatasetError, load
+from simulations import bench, bench_quality, demo, fleet
+from simulations.contestants import CONTESTANTS
+from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.replay import CONTESTANTS, Plan, replay
+from simulations.pools import RIVALS, Priors
+from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.tables import plain
 
 
@@ -79,7 +82,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         action="extend",
         choices=sorted(CONTESTANTS),
         metavar="NAME",
-        help=f"default: all of {', '.join(CONTESTANTS)}; each fixed model is always shown",
+        help=f"any of {', '.join(CONTESTANTS)}; default: {', '.join(DEFAULT_POLICIES)}; each fixed model is always shown",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
     parser.add_argument(
@@ -101,13 +104,49 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="DIR", nargs="*", default=["wheel"], help='folders, or "wheel" (default)'
+        "what",
+        metavar="quality | times | DIR",
+        nargs="*",
+        help='which tables (default: both), then folders of recorded outcomes, or "wheel" (default)',
     )
-    parser.add_argument("--orders", type=_positive, default=5, metavar="N")
-    parser.add_argument("--limit", type=_positive, default=3000, metavar="N")
-    parser.set_defaults(
-        run=lambda options: bench.run(options.data, orders=options.orders, limit=options.limit)
+    parser.add_argument("--seeds", "--orders", type=_positive, default=5, metavar="N")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
+    parser.add_argument("--part", nargs="+", choices=bench_quality.PARTS, default=bench_quality.PARTS)
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        choices=sorted(CONTESTANTS),
+        metavar="NAME",
+        default=RIVALS,
+        help=f"rivals; default: {', '.join(RIVALS)}",
     )
+    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    _add_dask(parser)
+    parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
+    parser.set_defaults(run=_run_bench)
+
+
+def _add_dask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="of a Dask scheduler, e.g. tcp://host:8786; default: this machine"
+    )
+
+
+def _run_bench(options: argparse.Namespace) -> None:
+    tables, *data = options.what if options.what[:1] in (["quality"], ["times"]) else ["", *options.what]
+    if tables != "times":
+        plan = bench_quality.Plan(
+            seeds=options.seeds,
+            limit=options.limit,
+            rivals=tuple(options.policy),
+            parts=tuple(options.part),
+            prior=options.prior,
+            priors=None if options.prior == "none" else partial(_priors, options.prior),
+            cluster=options.dask,
+        )
+        bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
+    if tables != "quality":
+        bench.times()
 
 
 def _run_demo(options: argparse.Namespace) -> None:
@@ -144,7 +183,7 @@ Ctrl-C stops it; what it learned stays in {folder} for the next start."""
 
 def _run_replay(options: argparse.Namespace) -> None:
     plan = Plan(
-        policies=tuple(dict.fromkeys(options.policy or CONTESTANTS)),
+        policies=tuple(dict.fromkeys(options.policy or DEFAULT_POLICIES)),
         objective=options.objective,
         usd_per_quality=options.usd_per_quality,
         quality_floor=options.floor,
@@ -160,6 +199,11 @@ def _run_replay(options: argparse.Namespace) -> None:
         result.write_trace(options.trace)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _priors(where: str, datasets: Sequence[Dataset]) -> Priors:
+    """The router's prior for each pool of a benchmark."""
+    return {where: {data.name: _prior(where) for data in datasets}}
 
 
 def _prior(where: str) -> QualityPrior:

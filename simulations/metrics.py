@@ -94,6 +94,31 @@ def paired_bootstrap_se(differences: Floats, *, seed: int, resamples: int = 1000
     return float(np.std(means, ddof=1))
 
 
+def paired_bootstrap_interval(
+    differences: Floats, *, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float]:
+    """95 % interval of the mean of per-prompt differences (n,), by resampling prompts."""
+    n = len(differences)
+    rng = np.random.default_rng(seed)
+    means = [differences[rng.integers(0, n, n)].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def clustered_mean(differences: Floats, clusters: Sequence[int]) -> tuple[float, float]:
+    """Mean of differences (C,) and its standard error when those of one cluster may hang together.
+
+    se^2 = G / (G - 1) sum_g (sum_{c in g} (d_c - mean))^2 / C^2        Liang and Zeger 1986; infinite for G = 1
+    """
+    mean = float(differences.mean())
+    labels = np.asarray(clusters)
+    sums = [float((differences[labels == g] - mean).sum()) for g in dict.fromkeys(clusters)]
+    G = len(sums)
+    if G < 2:
+        return mean, float("inf")
+    return mean, float(np.sqrt(G / (G - 1) * np.sum(np.square(sums)))) / len(differences)
+
+
 def shares(chosen: NDArray[np.int64], models: Sequence[str]) -> dict[str, float]:
     counts = np.bincount(chosen, minlength=len(models))
     return {model: float(count) / len(chosen) for model, count in zip(models, counts, strict=True)}

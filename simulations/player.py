@@ -1,7 +1,5 @@
-"""Players: whoever chooses an arm per request and learns from what came of it, seen from outside.
-
-A player is told of a request before it chooses and of the chosen arm's outcome after, possibly late, possibly never. It
-sees no other arm's outcome.
+"""The roles on a stream: a player is shown a request, chooses an arm, and is told, perhaps late, perhaps never, what came
+of it. The router, its rivals and the published bandits all play through these three messages and see nothing else.
 """
 
 from dataclasses import dataclass
@@ -14,10 +12,10 @@ from bandit.types import Context, Vector
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What a player sees before it chooses.
+    """What a contestant sees before it chooses.
 
-    n: position in the stream. row: row of the dataset (for foreign vectors only; never to look up outcomes).
-    vector: a foreign embedding of the prompt, where the player asks for one.
+    n: position in the stream. row: of the dataset, for foreign vectors only and never to look up outcomes. context: our
+    features x (d,) and the request's needs. vector: a foreign embedding of the prompt, where the contestant asks for one.
     """
 
     n: int
@@ -29,6 +27,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
+    """The arm's name; the probability it was chosen with and the whole decision, where the contestant knows them."""
+
     arm: str
     propensity: float | None = None
     decision: Decision | None = None
@@ -36,7 +36,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """What a player is told of its choice. quality: None where only the cost is known."""
+    """What a contestant is told of request n. quality: None where only the cost is known.
+
+    The first lesson of a request comes at once and tells what it took; a rating that comes later repeats that, so that
+    whoever needs the pair has it: count the cost once per n. source: who rates.
+    """
 
     n: int
     row: int

@@ -22,8 +22,10 @@ from service.pipeline import Shell
 from service.routes import quality_models
 from simulations import baselines
 from simulations.datasets import Dataset, RecordedPrompt
+from simulations.learner import SECONDS_BETWEEN_REQUESTS, Learner
 from simulations.metrics import Goal
-from simulations.stream import SECONDS_BETWEEN_REQUESTS, play
+from simulations.stream import play
+from simulations.world import Facts, contexts_of, recorded_world
 
 CONFIG = """
 models:
@@ -116,14 +118,10 @@ async def test_same_decisions(objective, tmp_path):
     app = create_app(settings, learning, shell, background=False)
     await learning.start()
     goal = Goal(objective, 0.05, 0.02)
-    simulated = list(
-        play(
-            dataset,
-            range(len(dataset.prompts)),
-            baselines.router(goal.objective(), QualityPrior()),
-            stream="stream",
-        )
-    )
+    features = Facts()
+    router = Learner(baselines.router(goal.objective(), QualityPrior()), features, stream="stream")
+    world = recorded_world(dataset, range(len(dataset.prompts)))
+    simulated = list(play(world, contexts_of(dataset.prompts, features), router))
 
     route = learning.routes["default.auto"]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://g.test") as client:
@@ -133,16 +131,18 @@ async def test_same_decisions(objective, tmp_path):
             response = await client.post(
                 "/v1/chat/completions", json={"model": "auto", "messages": [message]}
             )
-            assert response.json()["model"] == step.decision.arm.name, f"step {step.row}"
+            assert response.json()["model"] == step.choice.decision.arm.name, f"step {step.row}"
             decision_id = response.headers["x-router-decision-id"]
             await learning.tick()
             record = route.recorder.record_of(decision_id)
             assert record is not None
             explanation = json.loads(record[int.from_bytes(record[2:4], "little") :])
-            assert [p for _, p, *_ in explanation["candidates"]] == step.decision.probabilities.tolist()
+            assert [
+                p for _, p, *_ in explanation["candidates"]
+            ] == step.choice.decision.probabilities.tolist()
             await rate(route, decision_id, step.quality, record)
             await learning.tick()
-    assert len({step.decision.arm.name for step in simulated}) > 1, (
+    assert len({step.choice.decision.arm.name for step in simulated}) > 1, (
         "a stream on which nothing was chosen proves nothing"
     )
     await learning.close()
