@@ -18,19 +18,21 @@ A seed's generator shuffles the phases one after the other, so a stream here is 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bandit.arms import Arm
-from simulations.datasets import Dataset, DatasetError, load_folder, load_wheel, take
+from simulations.datasets import Dataset, DatasetError, RecordedPrompt, load_folder, load_wheel, take
+from simulations.world import RECORDED, Channel, Phase, World
 
 Rows = NDArray[np.int64]
+Number = TypeVar("Number", np.float64, np.int64)
 
 SEEDS: Final = 20
-BUDGETS_USD: Final = {"tight": 3.0e-4, "moderate": 6.62e-4, "loose": 1.87e-3}
+BUDGETS_USD: Final[Mapping[str, float | None]] = {"tight": 3.0e-4, "moderate": 6.62e-4, "loose": 1.87e-3}
 VAL: Final = 1785
 TEST: Final = 1824
 PHASE: Final = 608
@@ -38,41 +40,33 @@ PARTITION_SEED: Final = 42  # which test prompts make up phase 1 and phase 2
 DEGRADED: Final = ("mistral-large-2512", 0.75)
 PRICE_DROP: Final = ("gemini-2.5-pro", 0.10, 0.10)
 NEWCOMER: Final = "gemini-2.5-flash"
-NEWCOMER_CASES: Final = {"good": (1.0, 1.0), "bad": (0.5, 1.0), "dear": (1.0, 10.0)}  # factors on quality and cost
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Phase:
-    """A stretch of the stream. world: what every arm would do in it. rows: of the world, in the order they are asked.
-
-    offset: of the world's rows in the vectors of the whole experiment.
-    """
-
-    name: str
-    world: Dataset
-    rows: Rows
-    offset: int
-    measured: bool = True
+NEWCOMER_CASES: Final = {
+    "good": (1.0, 1.0),
+    "bad": (0.5, 1.0),
+    "dear": (1.0, 10.0),
+}  # factors on quality and cost
+LEARNING: Final = "learning"  # the phase that is played and not measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experiment:
-    """name; texts of all prompts, in the order that offsets count in; budgets by name (None: unconstrained); the seed of
-    its first stream; and the phases of the stream of a seed.
+    """prompts: all that occur, in the order that a world's rows count in. budgets_usd: by name; None is no budget.
+
+    first_seed: of the published streams. world: the stream of a seed; what it does in the phase LEARNING is not measured.
     """
 
     name: str
-    texts: tuple[str, ...]
+    prompts: tuple[RecordedPrompt, ...]
     budgets_usd: Mapping[str, float | None]
     first_seed: int
-    phases: Callable[[int], tuple[Phase, ...]]
+    world: Callable[[int], World]
 
-    def seeds(self, count: int) -> range:
-        return range(self.first_seed, self.first_seed + count)
+    def texts(self) -> tuple[str, ...]:
+        return tuple(prompt.text for prompt in self.prompts)
 
 
 def experiments(data: Path | None) -> Iterator[Experiment]:
-    """All of them; the onboarding needs `data`, a folder that holds Gemini Flash's outcomes, and is left out without."""
+    """All of them; onboarding needs `data`, a folder with Gemini Flash's outcomes, and is left out without it."""
     wheel = load_wheel()
     val, test = take(wheel, np.arange(VAL)), take(wheel, np.arange(VAL, VAL + TEST))
     yield stationary(val, test)
@@ -80,47 +74,53 @@ def experiments(data: Path | None) -> Iterator[Experiment]:
     yield degradation(val, test)
     yield price_drop(val, test)
     if data is not None:
+        with_newcomer = load_newcomer(data)
         for case in NEWCOMER_CASES:
-            yield onboarding(val, load_newcomer(data), case)
+            yield onboarding(val, with_newcomer, case)
 
 
 def stationary(val: Dataset, test: Dataset) -> Experiment:
     means = val.cost_usd.mean(axis=0)
-    budgets = {f"{usd:.1e}": float(usd) for usd in np.geomspace(means.min(), means.max(), 7)}
+    budgets: dict[str, float | None] = {
+        f"{usd:.1e}": float(usd) for usd in np.geomspace(means.min(), means.max(), 7)
+    }
 
-    def phases(seed: int) -> tuple[Phase, ...]:
+    def world(seed: int) -> World:
         rng = np.random.default_rng(seed)
-        return _learning(val, rng), Phase("test", test, rng.permutation(TEST), VAL)
+        return _world(
+            "stationary", _learning(val, rng), _Part("test", test, rng.permutation(len(test.prompts)))
+        )
 
-    return Experiment("stationary", _texts(val, test), budgets, 3000, phases)
+    return Experiment("stationary", (*val.prompts, *test.prompts), budgets, 3000, world)
 
 
 def unconstrained(test: Dataset) -> Experiment:
-    def phases(seed: int) -> tuple[Phase, ...]:
-        return (Phase("test", test, np.random.default_rng(seed).permutation(TEST), 0),)
+    def world(seed: int) -> World:
+        order = np.random.default_rng(seed).permutation(len(test.prompts))
+        return _world("unconstrained", _Part("test", test, order))
 
-    return Experiment("unconstrained", _texts(test), {"none": None}, 9000, phases)
+    return Experiment("unconstrained", test.prompts, {"none": None}, 9000, world)
 
 
 def degradation(val: Dataset, test: Dataset) -> Experiment:
-    return _three_phases("degradation", val, test, degraded(_second(test)), 6000)
+    return _three_phases("degradation", val, test, degraded, 6000)
 
 
 def price_drop(val: Dataset, test: Dataset) -> Experiment:
-    return _three_phases("price-drop", val, test, repriced(_second(test)), 8000)
+    return _three_phases("price-drop", val, test, repriced, 8000)
 
 
 def onboarding(val: Dataset, with_newcomer: Dataset, case: str) -> Experiment:
     """case: of NEWCOMER_CASES."""
-    world = newcomer_scaled(with_newcomer, *NEWCOMER_CASES[case])
+    name, later = f"onboarding-{case}", newcomer_scaled(with_newcomer, *NEWCOMER_CASES[case])
 
-    def phases(seed: int) -> tuple[Phase, ...]:
+    def world(seed: int) -> World:
         rng = np.random.default_rng(seed)
-        order = rng.permutation(len(world.prompts))
-        return _learning(val, rng), Phase("newcomer", world, order, VAL)
+        return _world(
+            name, _learning(val, rng), _Part("newcomer", later, rng.permutation(len(later.prompts)))
+        )
 
-    budgets: dict[str, float | None] = {**BUDGETS_USD, "none": None}
-    return Experiment(f"onboarding-{case}", _texts(val, world), budgets, 9000, phases)
+    return Experiment(name, (*val.prompts, *later.prompts), {**BUDGETS_USD, "none": None}, 9000, world)
 
 
 def load_newcomer(folder: Path) -> Dataset:
@@ -128,7 +128,9 @@ def load_newcomer(folder: Path) -> Dataset:
     data = load_folder(folder)
     models = {arm.name for arm in data.arms}
     if NEWCOMER not in models:
-        raise DatasetError(f"{folder} has no outcomes of {NEWCOMER}; its models are {', '.join(sorted(models))}")
+        raise DatasetError(
+            f"{folder} has no outcomes of {NEWCOMER}; its models are {', '.join(sorted(models))}"
+        )
     rows = _test_rows(folder)
     return take(data, rows)
 
@@ -148,7 +150,11 @@ def repriced(world: Dataset) -> Dataset:
     old = world.arms[column]
     cost = world.cost_usd.copy()
     cost[:, column] *= (price_in + price_out) / (old.price_usd_per_mtok_in + old.price_usd_per_mtok_out)
-    return replace(world, cost_usd=cost, arms=_with(world, replace(old, price_usd_per_mtok_in=price_in, price_usd_per_mtok_out=price_out)))
+    return replace(
+        world,
+        cost_usd=cost,
+        arms=_with(world, replace(old, price_usd_per_mtok_in=price_in, price_usd_per_mtok_out=price_out)),
+    )
 
 
 def newcomer_scaled(world: Dataset, quality_factor: float, cost_factor: float) -> Dataset:
@@ -165,38 +171,78 @@ def newcomer_scaled(world: Dataset, quality_factor: float, cost_factor: float) -
     return replace(world, quality=quality, cost_usd=cost, arms=_with(world, arm))
 
 
-def _three_phases(name: str, val: Dataset, test: Dataset, second: Dataset, first_seed: int) -> Experiment:
-    first = _first(test)
+def _three_phases(
+    name: str, val: Dataset, test: Dataset, changed: Callable[[Dataset], Dataset], first_seed: int
+) -> Experiment:
+    partition = np.random.default_rng(PARTITION_SEED).permutation(len(test.prompts))
+    first, other = take(test, partition[:PHASE]), take(test, partition[PHASE : 2 * PHASE])
+    second = changed(other)
 
-    def phases(seed: int) -> tuple[Phase, ...]:
+    def world(seed: int) -> World:
         rng = np.random.default_rng(seed)
         learning = _learning(val, rng)
-        orders = [rng.permutation(PHASE) for _ in range(3)]
-        return (
+        orders = [rng.permutation(len(part.prompts)) for part in (first, second, first)]
+        return _world(
+            name,
             learning,
-            Phase("P1", first, orders[0], VAL),
-            Phase("P2", second, orders[1], VAL + PHASE),
-            Phase("P3", first, orders[2], VAL),
+            _Part("P1", first, orders[0]),
+            _Part("P2", second, orders[1]),
+            _Part("P3", first, orders[2]),
         )
 
-    return Experiment(name, _texts(val, first, second), BUDGETS_USD, first_seed, phases)
+    return Experiment(name, (*val.prompts, *first.prompts, *second.prompts), BUDGETS_USD, first_seed, world)
 
 
-def _learning(val: Dataset, rng: np.random.Generator) -> Phase:
-    return Phase("learning", val, rng.permutation(len(val.prompts)), 0, measured=False)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """A stretch of a stream: what every arm would do in it, and the order in which its prompts are asked."""
+
+    name: str
+    outcomes: Dataset
+    order: Rows
 
 
-def _first(test: Dataset) -> Dataset:
-    return take(test, _partition()[:PHASE])
+def _learning(val: Dataset, rng: np.random.Generator) -> _Part:
+    return _Part(LEARNING, val, rng.permutation(len(val.prompts)))
 
 
-def _second(test: Dataset) -> Dataset:
-    return take(test, _partition()[PHASE : 2 * PHASE])
+def _world(name: str, *parts: _Part) -> World:
+    """The parts one after the other. An arm that a part does not know is not on offer in it."""
+    arms = tuple(dict.fromkeys(arm.name for part in parts for arm in part.outcomes.arms))
+    offsets: dict[int, int] = {}  # of each dataset's prompts among all that occur
+    rows, phases, start, known = [], [], 0, 0
+    for part in parts:
+        key = id(part.outcomes)
+        if key not in offsets:
+            offsets[key], known = known, known + len(part.outcomes.prompts)
+        rows.append(offsets[key] + part.order)
+        phases.append(Phase(part.name, start, start + len(part.order), part.outcomes.arms))
+        start += len(part.order)
+    quality = _laid_out(arms, parts, [part.outcomes.quality for part in parts])
+    return World(
+        name=name,
+        arms=arms,
+        rows=np.concatenate(rows),
+        quality=quality,
+        cost_usd=_laid_out(arms, parts, [part.outcomes.cost_usd for part in parts]),
+        tokens_in=_laid_out(arms, parts, [part.outcomes.tokens_in for part in parts]),
+        tokens_out=_laid_out(arms, parts, [part.outcomes.tokens_out for part in parts]),
+        phases=tuple(phases),
+        channels=(Channel(RECORDED, quality, np.zeros(start, dtype=np.int64)),),
+    )
 
 
-def _partition() -> Rows:
-    order: Rows = np.random.default_rng(PARTITION_SEED).permutation(TEST)
-    return order
+def _laid_out(
+    arms: tuple[str, ...], parts: tuple[_Part, ...], matrices: list[NDArray[Number]]
+) -> NDArray[Number]:
+    """(n, K) by position; 0 where an arm is not on offer."""
+    blocks = []
+    for part, matrix in zip(parts, matrices, strict=True):
+        block = np.zeros((len(part.order), len(arms)), dtype=matrix.dtype)
+        columns = [arms.index(arm.name) for arm in part.outcomes.arms]
+        block[:, columns] = matrix[part.order]
+        blocks.append(block)
+    return np.concatenate(blocks)
 
 
 def _test_rows(folder: Path) -> Rows:
@@ -208,7 +254,3 @@ def _test_rows(folder: Path) -> Rows:
 
 def _with(world: Dataset, arm: Arm) -> tuple[Arm, ...]:
     return tuple(arm if arm.name == old.name else old for old in world.arms)
-
-
-def _texts(*worlds: Dataset) -> tuple[str, ...]:
-    return tuple(prompt.text for world in worlds for prompt in world.prompts)

@@ -184,7 +184,12 @@ class ParetoBandit:
 
     def _create(self, prices: Mapping[str, tuple[float, float]]) -> None:
         registry = {
-            _its(name): {"model_id": _its(name), "display_name": name, "input_cost_per_m": i, "output_cost_per_m": o}
+            _its(name): {
+                "model_id": _its(name),
+                "display_name": name,
+                "input_cost_per_m": i,
+                "output_cost_per_m": o,
+            }
             for name, (i, o) in prices.items()
         }
         s = self.settings
