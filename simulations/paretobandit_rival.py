@@ -6,13 +6,14 @@ arm it has not seen is registered and then pulled as often as its authors' onboa
 price is told, and an arm that is gone is deleted.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ import numpy as np
 
 from bandit.arms import Arm
 from bandit.types import Matrix
-from simulations.minilm import CACHE, content_hash, embed
+from simulations.minilm import CACHE, embed
 from simulations.player import Choice, Lesson, Request
 
 DIMENSION: Final = 26
@@ -55,9 +56,11 @@ class Settings:
     budget_usd: float | None = None
     forced_pulls: int = FORCED_PULLS
 
+    def within(self, budget_usd: float | None) -> "Settings":
+        return replace(self, budget_usd=budget_usd)
+
 
 COLD: Final = Settings(warm=False, prior_n_effective=1.0, alpha=0.05)  # its BEST_K3_TABULA_RASA_HPARAMS
-COLD_MATCHED: Final = Settings(warm=False, prior_n_effective=1.0)  # the warm start's alpha, no priors
 
 
 class RivalProcess:
@@ -100,22 +103,25 @@ def running() -> Iterator[RivalProcess]:
 
 def its_vectors(texts: Sequence[str], *, cache: Path = CACHE, progress: bool = False) -> Matrix:
     """(n, 26) the vectors of ParetoBandit's own FeatureService: 25 principal components, then the bias."""
-    kept = cache / f"{content_hash(texts)}-paretobandit.npy"
+    kept = cache / f"paretobandit-{_content_hash(texts)}.npy"
     if not kept.exists():
         embeddings = embed(texts, cache=cache, progress=progress)
-        with tempfile.TemporaryDirectory() as folder, running() as process:
+        with tempfile.TemporaryDirectory(dir=cache) as folder, running() as process:
             told, made = Path(folder) / "embeddings.npy", Path(folder) / "vectors.npy"
             np.save(told, embeddings)
             ask = {"texts": list(texts), "dimension": embeddings.shape[1]}
             process.ask("features", **ask, embeddings=str(told), out=str(made))
-            made_of_them = np.load(made)
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(f".{id(embeddings):x}.tmp")
-        with unfinished.open("wb") as file:
-            np.save(file, made_of_them)
-        unfinished.replace(kept)
+            made.replace(kept)
     vectors: Matrix = np.load(kept)
     return vectors
+
+
+def _content_hash(texts: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
 
 
 _names: Final = count()

@@ -52,7 +52,7 @@ class Desk:
         }
 
     def features(self, command: Command) -> Answer:
-        """texts with their MiniLM embeddings, as an .npy file -> the vectors of its FeatureService, as another."""
+        """Texts with their MiniLM embeddings, as an .npy file -> the vectors of its FeatureService, as another."""
         embeddings = dict(zip(command["texts"], np.load(command["embeddings"]), strict=True))
         service = self._features(
             custom_encoder=embeddings.__getitem__,
