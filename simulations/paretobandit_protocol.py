@@ -246,9 +246,13 @@ def _laid_out(
 
 
 def _test_rows(folder: Path) -> Rows:
-    """Rows of the prompts that their authors measured on."""
-    splits = pq.read_table(folder / "prompts.parquet", columns=["origin_split"]).column(0).to_pylist()
-    rows: Rows = np.flatnonzero(np.array(splits) == "test")
+    """Rows of the prompts that its authors measured on."""
+    prompts = pq.read_table(folder / "prompts.parquet")
+    if "origin_split" not in prompts.column_names:
+        raise DatasetError(
+            f"{folder / 'prompts.parquet'}: origin_split missing; it tells val prompts from test prompts"
+        )
+    rows: Rows = np.flatnonzero(np.array(prompts.column("origin_split").to_pylist()) == "test")
     return rows
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -98,7 +98,8 @@ def running() -> Iterator[RivalProcess]:
             yield RivalProcess(child)
         finally:
             assert child.stdin is not None
-            child.stdin.close()  # its loop ends with its input
+            with suppress(BrokenPipeError):  # it ended before
+                child.stdin.close()  # its loop ends with its input
 
 
 def its_vectors(texts: Sequence[str], *, cache: Path = CACHE, progress: bool = False) -> Matrix:
