@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from feedback.events import feedback_tail
+from feedback.events import GIVEN, REVISED, WITHDRAWN, feedback_tail
 from feedback.records import MalformedError, prefix_bytes
 from feedback.state import START
 from feedback.store import (
@@ -19,9 +19,11 @@ from feedback.store import (
     chained,
     check_scope,
     position,
+    stream_id,
 )
 
 DECISIONS_KEPT: Final = 100_000
+_ANSWERS: Final = {GIVEN: Answer.APPLIED, REVISED: Answer.REVISED, WITHDRAWN: Answer.WITHDRAWN}
 
 
 class MemoryStore:
@@ -37,10 +39,12 @@ class MemoryStore:
 
 @dataclass(slots=True)
 class _Given:
-    """Feedback on one decision: current value by source, and the value that came with each idempotency key."""
+    """Feedback on one decision: current value by source with the entry that gave it first, and the value (None:
+    withdrawn) that came with each idempotency key.
+    """
 
-    current: dict[tuple[int, str], float] = field(default_factory=dict)
-    by_key: dict[bytes, float] = field(default_factory=dict)
+    current: dict[tuple[int, str], tuple[float, str]] = field(default_factory=dict)
+    by_key: dict[bytes, float | None] = field(default_factory=dict)
 
 
 class MemoryLog:
@@ -51,6 +55,7 @@ class MemoryLog:
         self._last: str | None = None
         self._snapshot: tuple[str, bytes] | None = None
         self._seed: str | None = None
+        self._once: dict[str, str] = {}
 
     async def put_decisions(self, records: Mapping[str, bytes]) -> None:
         for decision_id, record in records.items():
@@ -70,6 +75,9 @@ class MemoryLog:
             prefix = prefix_bytes(record)
         except MalformedError:
             return Settled(Answer.MALFORMED)
+        return self._join(prefix, feedback)
+
+    def _join(self, prefix: bytes, feedback: Feedback) -> Settled:
         given = self._given.get(feedback.decision_id) or _Given()
         if feedback.key in given.by_key:
             same = given.by_key[feedback.key] == feedback.value
@@ -78,16 +86,28 @@ class MemoryLog:
             return Settled(Answer.TOO_MANY)
         if self._last is None:
             return Settled(Answer.NOT_SEEDED)
-        old = given.current.get((feedback.kind, feedback.source))
-        head = bytes([feedback.kind, old is not None])
-        token = self._append(head + prefix + feedback_tail(feedback.value, old, feedback.source))
-        given.by_key[feedback.key] = feedback.value
-        given.current[feedback.kind, feedback.source] = feedback.value
+        slot, value = (feedback.kind, feedback.source), feedback.value
+        old, origin = given.current.get(slot, (None, ""))
+        if value is None and old is None:
+            return Settled(Answer.NOTHING_GIVEN)
+        change = WITHDRAWN if value is None else GIVEN if old is None else REVISED
+        tail = feedback_tail(value, old, feedback.source, origin)
+        token = self._append(bytes([feedback.kind, change]) + prefix + tail)
+        given.by_key[feedback.key] = value
+        if value is None:
+            del given.current[slot]
+        else:
+            given.current[slot] = (value, origin or stream_id(token))
         self._given[feedback.decision_id] = given
-        return Settled(Answer.APPLIED if old is None else Answer.REVISED, token)
+        return Settled(_ANSWERS[change], token)
 
-    async def append(self, entry: bytes) -> str | None:
-        return None if self._last is None else self._append(entry)
+    async def append(self, entry: bytes, *, once: str = "") -> str | None:
+        if self._last is None:
+            return None
+        token = self._once.get(once) or self._append(entry)
+        if once:
+            self._once[once] = token
+        return token
 
     async def read(self, after: str, limit: int) -> Tail:
         first = bisect_right(self._entries, position(after), key=lambda entry: position(entry.token))

@@ -8,6 +8,7 @@ Keys of a route, all in one slot (the braces are the hash tag):
     PREFIX:{tenant.route}:log    stream   entries: p = the token before, e = the event
     PREFIX:{tenant.route}:meta   hash     tokens: last = the log's end, snapshot, seed = where it began
     PREFIX:{tenant.route}:snap   string   feedback.state bytes
+    PREFIX:{tenant.route}:once   hash     token by the key of an event that is to be appended once; kept like f:ID
 
 Nothing here is retried: a call takes at most `timeout_s`, then it is a StoreError and the caller's own queue tries again.
 """
@@ -106,6 +107,7 @@ class RedisLog:
         self._redis, self._ttl_ms = redis, ttl_ms
         self._decision, self._given = f"{base}:d:", f"{base}:f:"
         self._log, self._meta, self._snapshot = f"{base}:log", f"{base}:meta", f"{base}:snap"
+        self._once = f"{base}:once"
 
     async def put_decisions(self, records: Mapping[str, bytes]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
@@ -128,13 +130,14 @@ class RedisLog:
         ]
         kind = bytes([feedback.kind])
         slot = hashlib.blake2b(kind + feedback.source.encode(), digest_size=8).digest()
-        value = struct.pack("<d", feedback.value)
+        value = b"" if feedback.value is None else struct.pack("<d", feedback.value)
         given = [kind, slot, feedback.key, value, feedback.source, feedback.record or b""]
         reply = await self._script(FEEDBACK, keys, [*given, 2 * self._ttl_ms, RATINGS_PER_DECISION])
         return Settled(Answer(reply[0].decode()), reply[1].decode() if len(reply) > 1 else "")
 
-    async def append(self, entry: bytes) -> str | None:
-        token: bytes | None = await self._script(APPEND, [self._log, self._meta], [entry])
+    async def append(self, entry: bytes, *, once: str = "") -> str | None:
+        keys, arguments = [self._log, self._meta, self._once], [entry, once, 2 * self._ttl_ms]
+        token: bytes | None = await self._script(APPEND, keys, arguments)
         return _text(token)
 
     async def read(self, after: str, limit: int) -> Tail:

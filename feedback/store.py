@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 RATINGS_PER_DECISION: Final = 64
+Position = tuple[int, int]  # of an entry within its log: milliseconds and sequence number of its stream id
 _SCOPE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 
 
@@ -37,6 +38,8 @@ class Answer(Enum):
     APPLIED = "applied"
     DUPLICATE = "duplicate"
     REVISED = "revised"
+    WITHDRAWN = "withdrawn"
+    NOTHING_GIVEN = "nothing_given"  # there is nothing to withdraw
     UNKNOWN_DECISION = "unknown_decision"  # not visible yet, or gone
     CONFLICT = "conflict"  # same idempotency key, another value
     TOO_MANY = "too_many"  # more than RATINGS_PER_DECISION feedbacks for one decision
@@ -46,14 +49,15 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One value for one decision. kind: feedback.events.RATED or CHARGED; key: 8 bytes, hashed from the caller's
-    idempotency key and the source; record: the decision's record, where the sender still holds it.
+    """One value for one decision. kind: feedback.events.RATED or CHARGED; value: None withdraws what the source has given;
+    key: 8 bytes, hashed from the caller's idempotency key and the source; record: the decision's record, where the sender
+    still holds it.
     """
 
     decision_id: str
     kind: int
     source: str
-    value: float
+    value: float | None
     key: bytes
     record: bytes | None = None
 
@@ -102,8 +106,11 @@ class Log(Protocol):
         """Join the decision and append the event: all or nothing, and once for each (decision, key)."""
         ...
 
-    async def append(self, entry: bytes) -> str | None:
-        """Append an event that needs no join; returns its token, or None where there is no log (NOT_SEEDED)."""
+    async def append(self, entry: bytes, *, once: str = "") -> str | None:
+        """Append an event that needs no join; returns its token, or None where there is no log (NOT_SEEDED).
+
+        once: a key; of all appends with the same one only the first takes place, and the others return its token.
+        """
         ...
 
     async def read(self, after: str, limit: int) -> Tail:
@@ -149,7 +156,7 @@ def stream_id(token: str) -> str:
     return token.split(":", 1)[0]
 
 
-def position(token: str) -> tuple[int, int]:
+def position(token: str) -> Position:
     """Order of tokens and stream ids within one log."""
     milliseconds, sequence = stream_id(token).split("-")
     return int(milliseconds), int(sequence)

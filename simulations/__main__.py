@@ -1,24 +1,27 @@
-"""`python -m simulations demo | fleet | replay | bench`: the demo, its fleet left running, replays, and measurements."""
+"""`python -m simulations demo | fleet | replay | run | bench`: the demo, its fleet left running, replays, scenarios, and
+measurements.
+"""
 
 import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
 from simulations import bench, bench_quality, demo, fleet, paretobandit_compare, paretobandit_tables
+from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
 from simulations.minilm import MiniLMError
 from simulations.paretobandit_rival import RivalError
-from simulations.pools import RIVALS, Priors
+from simulations.pools import NO_PRIOR, RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
+from simulations.scenarios import SCENARIOS
 from simulations.tables import plain
 
 
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             "paretobandit", help="ParetoBandit's published experiments, its wheel beside ours"
         )
     )
+    _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
     return parser
 
@@ -110,7 +114,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--floor", type=_share, default=0.02, help="cost: quality may lie so far below the best model's"
     )
-    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    _add_prior(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trace", type=_writable, metavar="FILE", help="CSV of every decision")
     parser.add_argument("--json", type=_writable, metavar="OUT", help="the result as one JSON object")
@@ -135,6 +139,48 @@ def _add_paretobandit(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_paretobandit)
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "scenario",
+        nargs="+",
+        choices=[scenario_run.ALL, *SCENARIOS],
+        metavar="SCENARIO",
+        help=f"{scenario_run.ALL}, or any of {', '.join(SCENARIOS)}",
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=["wheel"], metavar="DIR", help='folders, or "wheel" (default)'
+    )
+    parser.add_argument(
+        "--policy", nargs="+", choices=sorted(CONTESTANTS), metavar="NAME", help="default: all"
+    )
+    parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
+    parser.add_argument(
+        "--usd-per-quality", type=_worth, metavar="X", help="USD worth one full point of quality"
+    )
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="N")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
+    parser.add_argument("--report", type=Path, default=Path("scenario-report"), metavar="FOLDER")
+    _add_prior(parser)
+    _add_dask(parser)
+    parser.set_defaults(run=_run_scenarios)
+
+
+def _run_scenarios(options: argparse.Namespace) -> None:
+    plan = scenario_run.Plan(
+        scenarios=tuple(options.scenario),
+        contestants=tuple(options.policy or CONTESTANTS),
+        objective=options.objective,
+        usd_per_quality=options.usd_per_quality,
+        seeds=options.seeds,
+        limit=options.limit,
+        prior=options.prior,
+        priors=_priors(options.prior),
+        cluster=options.dask,
+        progress=sys.stderr.isatty(),
+    )
+    scenario_run.run([load(name) for name in options.data], plan, report=options.report)
+
+
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
@@ -153,10 +199,14 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         default=RIVALS,
         help=f"rivals; default: {', '.join(RIVALS)}",
     )
-    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    _add_prior(parser)
     _add_dask(parser)
     parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
     parser.set_defaults(run=_run_bench)
+
+
+def _add_prior(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
 
 
 def _add_dask(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +236,7 @@ def _run_bench(options: argparse.Namespace) -> None:
             rivals=tuple(options.policy),
             parts=tuple(options.part),
             prior=options.prior,
-            priors=None if options.prior == "none" else partial(_priors, options.prior),
+            priors=_priors(options.prior),
             cluster=options.dask,
         )
         bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
@@ -246,9 +296,11 @@ def _run_replay(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _priors(where: str, datasets: Sequence[Dataset]) -> Priors:
-    """The router's prior for each pool of a benchmark."""
-    return {where: {data.name: _prior(where) for data in datasets}}
+def _priors(where: str) -> Callable[[Sequence[Dataset]], Priors] | None:
+    """What gives the router's prior for each pool, under the name that the option has."""
+    if where == NO_PRIOR:
+        return None
+    return lambda datasets: {where: {data.name: _prior(where) for data in datasets}}
 
 
 def _prior(where: str) -> QualityPrior:

@@ -22,9 +22,10 @@ from simulations.linear import LinTS, LinUCB
 from simulations.metrics import Goal
 from simulations.packages import BayesianBanditsLinTS, MABWiserLinTS
 from simulations.player import Player
+from simulations.stale import ParetoBanditPolicy
 from simulations.world import Facts, Space
 
-DISCOUNT: Final = 0.997  # of the discounted LinUCB, per request: ParetoBandit's published choice
+DISCOUNT: Final = 0.997  # of the discounted LinUCB, per request of any arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,12 @@ CONTESTANTS: Final[Mapping[str, Entry]] = MappingProxyType(
             "alpha",
             (0.01, 0.03, 0.1, 0.3),
             0.03,
+        ),
+        "paretobandit-policy": Entry(
+            lambda goal, pool, alpha: Rival(ParetoBanditPolicy(alpha, pool.features.d), goal),
+            "alpha",
+            (0.01, 0.05, 0.2, 0.5),
+            0.05,
         ),
         "lints": Entry(
             lambda goal, pool, v: Rival(LinTS(v, pool.features.d, pool.rng("lints")), goal),

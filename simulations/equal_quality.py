@@ -17,8 +17,8 @@ from scipy.optimize import linprog
 from simulations.contestants import CONTESTANTS, Pool
 from simulations.datasets import Dataset
 from simulations.grid import run_tasks
-from simulations.hindsight import best_of, predict_by_ridge
-from simulations.metrics import Goal
+from simulations.hindsight import predict_by_ridge
+from simulations.metrics import Goal, best_of
 from simulations.pools import Field
 from simulations.stream import play
 from simulations.world import recorded_world

@@ -80,7 +80,7 @@ def _on(
         raise ValueError("--dask needs the package distributed: pip install 'fairlead[grid]'")
     distributed: Any = import_module("distributed")
     try:
-        client = distributed.Client(address, timeout="10s")
+        client = distributed.Client(address, timeout="5s")
     except OSError as error:
         raise ValueError(
             f"--dask: no scheduler answers at {address} ({error}); start one with: dask scheduler"

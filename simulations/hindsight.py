@@ -17,8 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bandit.objective import BELOW_FLOOR
-from simulations.metrics import Goal
+from simulations.metrics import Goal, best_of
 
 Floats = NDArray[np.float64]
 Chosen = NDArray[np.int64]
@@ -81,19 +80,6 @@ HINDSIGHT: Final[Mapping[str, Callable[[Record, Goal], Chosen]]] = MappingProxyT
         "oracle": oracle,
     }
 )
-
-
-def best_of(quality: Floats, cost_usd: Floats, offered: NDArray[np.bool_], goal: Goal) -> Chosen:
-    """The arm on offer with the highest utility; of equals the cheapest. quality, cost_usd: (n, K), known or predicted."""
-    utility = goal.utility(quality, cost_usd)
-    if goal.name == "cost":  # below the floor under the best model's quality, any cost is better
-        reference = quality[:, [int(np.argmax(quality.mean(axis=0)))]]
-        lacking = np.maximum(reference - goal.quality_floor - quality, 0.0)
-        utility = -cost_usd - BELOW_FLOOR * lacking
-    utility = np.where(offered, utility, -np.inf)
-    best = utility >= utility.max(axis=1, keepdims=True) - 1e-12
-    chosen: Chosen = np.argmin(np.where(best & offered, cost_usd, np.inf), axis=1)
-    return chosen
 
 
 def predicted(record: Record, predict: Predict) -> tuple[Floats, Floats]:

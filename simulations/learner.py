@@ -7,6 +7,7 @@ from bandit.decide import Decision, decide
 from bandit.policy import Policy
 from bandit.quality import QualityModel
 from bandit.statistics import CallStatistics
+from feedback.alarms import answers
 from feedback.events import Called, Event, Rated
 from feedback.learn import learn
 from feedback.records import policy_tag, prefix_of
@@ -53,6 +54,8 @@ class Learner:
             return
         for event in self._events(lesson):
             self._state = learn(self._state, event)
+        for answer in answers(self._state):
+            self._state = learn(self._state, answer)
         self._posterior = self._state.posterior(self._contestant.model)
 
     def _events(self, lesson: Lesson) -> list[Event]:

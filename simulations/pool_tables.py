@@ -18,7 +18,9 @@ Case = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Summary:
-    """One contestant over all cases, in points. ahead, ahead_se: the router minus it, clustered by source."""
+    """One contestant over all cases, in points. worst: the case with the lowest mean, and that mean. ahead, ahead_se: the
+    router minus it over the whole stream, clustered by source.
+    """
 
     name: str
     setting: str
@@ -31,7 +33,7 @@ class Summary:
 
 
 def summaries(where: Field, chosen: Mapping[str, Chosen]) -> list[Summary]:
-    """The router first; worst: of a pool, over the mean of its objectives' cases each taken alone."""
+    """In the order of `chosen`, of which the router must be one."""
     cases = where.cases()
     sources = [where.sources[pool] for pool, _ in cases]
     means = {

@@ -33,6 +33,7 @@ RIVALS: Final = (
     "linucb",
     "linucb-discounted",
     "lints",
+    "paretobandit-policy",
 )
 NO_PRIOR: Final = "none"
 
@@ -49,14 +50,6 @@ class Task(NamedTuple):
     prior: str
     view: str
     seed: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Played:
-    """chosen: (n,) columns, in the stream's order; choice_us: median microseconds of a choice."""
-
-    chosen: NDArray[np.int16]
-    choice_us: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +77,7 @@ def field_of(
     priors: Callable[[Sequence[Dataset]], Priors] | None = None,
     features: Features | None = None,
     objectives: Sequence[str] = OBJECTIVES,
+    usd_per_quality: float | None = None,
 ) -> Field:
     """priors: from all datasets to each prior of each pool; the prior "none" is always there."""
     features = Facts() if features is None else features
@@ -98,7 +92,7 @@ def field_of(
         datasets=pools,
         contexts={name: contexts_of(data.prompts, features) for name, data in pools.items()},
         goals={
-            (name, objective): goal_for(data, objective, None, 0.02)
+            (name, objective): goal_for(data, objective, usd_per_quality, 0.02)
             for name, data in pools.items()
             for objective in objectives
         },
@@ -112,7 +106,8 @@ def order(data: Dataset, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed]).permutation(len(data.prompts))
 
 
-def play_task(where: Field, task: Task) -> Played:
+def play_task(where: Field, task: Task) -> NDArray[np.int16]:
+    """(n,) the chosen columns, in the stream's order."""
     data, goal = where.datasets[task.pool], where.goals[task.pool, task.objective]
     entry = CONTESTANTS[task.contestant]
     prior = where.priors[task.prior][task.pool]
@@ -120,9 +115,8 @@ def play_task(where: Field, task: Task) -> Played:
     contexts = _view(where.contexts[task.pool], task.view, task.seed)
     vectors = None if entry.vectors is None else entry.vectors(data)
     world = recorded_world(data, order(data, task.seed))
-    steps = list(play(world, contexts, player, vectors=vectors))
-    chosen = np.array([data.column(step.choice.arm) for step in steps], dtype=np.int16)
-    return Played(chosen, float(np.median([step.choice_ns for step in steps])) / 1e3)
+    steps = play(world, contexts, player, vectors=vectors)
+    return np.array([data.column(step.choice.arm) for step in steps], dtype=np.int16)
 
 
 def _view(contexts: tuple[Context, ...], view: str, seed: int) -> tuple[Context, ...]:
@@ -221,7 +215,7 @@ class Chosen:
     settings: Mapping[tuple[str, str], float]
 
 
-Outcomes = dict[Task, Played]
+Outcomes = dict[Task, NDArray[np.int16]]
 
 
 def play_all(
@@ -273,7 +267,7 @@ def _by_seed(
 ) -> dict[int, NDArray[np.int16]]:
     pool, objective = case
     wanted = Task(pool, objective, name, setting, prior, view, 0)[:-1]
-    return {task.seed: result.chosen for task, result in played.items() if task[:-1] == wanted}
+    return {task.seed: chosen for task, chosen in played.items() if task[:-1] == wanted}
 
 
 def harm_of(where: Field, played: Outcomes, prior: str) -> dict[tuple[str, str], tuple[Gaps, Gaps]]:

@@ -6,7 +6,7 @@ meets the same world. Scenarios (simulations.scenarios) are changes to a world.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -83,6 +83,7 @@ class Channel:
 class World:
     """n requests, K arms. rows: (n,) of the dataset. quality, cost_usd, tokens_in, tokens_out: (n, K), the truth.
 
+    All arrays are by position; `laid_out` puts the requests in another order.
     phases: cover 0 to n without a gap. channels: of ratings; costs and tokens are always told at once.
     """
 
@@ -106,6 +107,19 @@ class World:
             names = {arm.name for arm in phase.candidates}
             offered[phase.start : phase.stop] = [name in names for name in self.arms]
         return offered
+
+
+def laid_out(world: World, order: Integers) -> World:
+    """The same requests in another order; phases keep their positions."""
+    return replace(
+        world,
+        rows=world.rows[order],
+        quality=world.quality[order],
+        cost_usd=world.cost_usd[order],
+        tokens_in=world.tokens_in[order],
+        tokens_out=world.tokens_out[order],
+        channels=tuple(Channel(c.source, c.told[order], c.delay[order]) for c in world.channels),
+    )
 
 
 def recorded_world(dataset: Dataset, rows: Sequence[int] | Integers) -> World:

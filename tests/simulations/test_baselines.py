@@ -1,6 +1,9 @@
 """The rivals do what their papers say: closed forms, packages as independent references, and problems they must solve."""
 
+import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +16,7 @@ from simulations.linear import DisjointRidges, LinTS, LinUCB
 from simulations.metrics import Goal, best_fixed
 from simulations.packages import PackageMissingError, require
 from simulations.player import Lesson, Request
+from simulations.stale import ParetoBanditPolicy
 from simulations.stream import play
 from simulations.world import Facts, Phase, contexts_of, recorded_world
 
@@ -80,6 +84,62 @@ def test_lints_draws_have_the_posterior_s_mean_and_spread():
     np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.01)
     np.testing.assert_allclose(draws.std(axis=0), 0.5 * width, rtol=0.03)
     np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(3), atol=0.03)
+
+
+def test_paretobandit_s_policy_scores_as_its_wheel_does():
+    """Its own code in a process of its own: the same rewards, some late, arms idle long enough to lose their ridge."""
+    rng = np.random.default_rng(4)
+    x = np.c_[np.ones(1500), rng.normal(size=(1500, D - 1))]
+    rewards, late = rng.random((1500, 3)), rng.random(1500) < 0.2
+    ours, names = ParetoBanditPolicy(0.3, D), ["0", "1", "2"]
+    wheel = subprocess.run(
+        [sys.executable, "-c", f"EXPECTED = {EXPECTED_REWARD}\n{WHEEL}"],
+        input=json.dumps([x.tolist(), (rewards - EXPECTED_REWARD).tolist(), late.tolist()]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for k, name in enumerate(names):  # so that there are no ties, which its wheel breaks by chance
+        ours.update(name, x[-1 - k], 0.1 * k)
+    waiting, scores, chosen = [], [], []
+    for n in range(1500):
+        offered = names[:2] if 300 <= n < 1300 else names  # the third rests for a thousand requests
+        found = ours.scores(x[n], offered)
+        scores.append(float(found.max()))
+        chosen.append(offered[int(np.argmax(found))])
+        waiting.append((chosen[-1], n))
+        if not late[n]:
+            for arm, of in waiting:
+                ours.update(arm, x[of], rewards[of, int(arm)])
+            waiting = []
+    told = json.loads(wheel.stdout.splitlines()[-1])
+    assert chosen == told["chosen"]
+    assert len(set(chosen[1300:])) > 1
+    np.testing.assert_allclose(scores, told["scores"], rtol=1e-6)
+
+
+WHEEL = """
+import json, sys
+import numpy as np
+from pareto_bandit.policy import DisjointLinUCBPolicy
+
+x, rewards, late = (np.array(part) for part in json.load(sys.stdin))
+names = ["0", "1", "2"]
+policy = DisjointLinUCBPolicy(names, dim=x.shape[1], alpha=0.3, forgetting_factor=0.997)
+for k, name in enumerate(names):
+    policy.update(name, x[-1 - k], 0.1 * k - EXPECTED, advance_time=False)
+waiting, scores, chosen = [], [], []
+for n in range(len(x)):
+    offered = names[:2] if 300 <= n < 1300 else names
+    arm, score = policy.select_arm(x[n], offered)
+    policy.mark_selected(arm)
+    scores.append(score), chosen.append(arm), waiting.append((arm, n))
+    if not late[n]:
+        for arm, of in waiting:
+            policy.update(arm, x[of], rewards[of, int(arm)], advance_time=False)
+        waiting = []
+print(json.dumps({"scores": scores, "chosen": chosen}))
+"""
 
 
 def test_ucb1_by_hand():

@@ -10,11 +10,10 @@ from simulations.hindsight import (
     HINDSIGHT,
     PENALTIES,
     Record,
-    best_of,
     predict_by_neighbours,
     predict_by_ridge,
 )
-from simulations.metrics import Goal
+from simulations.metrics import Goal, best_of
 
 QUALITY, BALANCED, COST = (Goal(name, 1.0, 0.1) for name in ("quality", "balanced", "cost"))
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from simulations import bench_quality, equal_quality, pools
+from simulations.__main__ import main
 from simulations.contestants import CONTESTANTS
 from simulations.equal_quality import Point, cost_share
 from simulations.metrics import best_fixed, clustered_mean, paired_bootstrap_interval
 from simulations.pool_tables import summaries
-from simulations.pools import Played, Task, field_of, gap_tasks, gaps, gaps_of, play_task
+from simulations.pools import Task, field_of, gap_tasks, gaps, gaps_of, play_task
 from simulations.sources import clusters
 
 
@@ -59,9 +60,7 @@ def test_settings_come_from_other_sources_under_the_same_objective(where):
         return 2 if good else 0
 
     played = {
-        task: Played(
-            np.full(len(where.datasets[task.pool].prompts), choice(task.pool, task.setting), np.int16), 1.0
-        )
+        task: np.full(len(where.datasets[task.pool].prompts), choice(task.pool, task.setting), np.int16)
         for task in gap_tasks(where, ["ucb1"], prior="none", seeds=2)
     }
     chosen = gaps_of(where, played, ["ucb1"], prior="none")["ucb1"]
@@ -88,8 +87,8 @@ def test_a_task_can_be_played_again(where):
     task = Task("other", "balanced", "router", 0.0, "none", "features", 1)
     first, again = play_task(where, task), play_task(where, task)
     other = play_task(where, task._replace(seed=2))
-    assert np.array_equal(first.chosen, again.chosen)
-    assert not np.array_equal(first.chosen, other.chosen)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_two_pools_of_one_name_are_refused(outcomes):
@@ -126,7 +125,7 @@ def test_summaries_compare_case_by_case(where):
         n = len(where.datasets[task.pool].prompts)
         best = best_fixed(where.datasets[task.pool], where.goals[task.pool, task.objective])
         column = best if task.contestant == "router" else (best + 1) % 3
-        played[task] = Played(np.full(n, column, np.int16), 1.0)
+        played[task] = np.full(n, column, np.int16)
     router, random = summaries(where, gaps_of(where, played, ["router", "random"], prior="none"))
     assert (router.whole, router.last_third, router.ahead) == (0.0, 0.0, 0.0)
     assert random.ahead == pytest.approx(-random.whole)
@@ -166,3 +165,21 @@ def test_the_command_prints_its_tables_and_writes_every_seed(capsys, tmp_path, o
     assert len(report["harm"]) == 4
     assert set(report["cost"]) == {"made-up", "other"}
     assert all(0 < share <= 1.0 + 1e-9 for shares in report["cost"].values() for share in shares.values())
+
+
+def test_the_command_takes_data_parts_rivals_and_a_prior(tmp_path, capsys):
+    prior, out = tmp_path / "prior.json", tmp_path / "out.json"
+    prior.write_text('{"arm_slope": 100}')
+    options = ["--seeds", "1", "--limit", "60", "--policy", "lints", "--part", "gaps", "harm"]
+    assert main(["bench", "quality", "wheel", *options, "--prior", str(prior), "--json", str(out)]) == 0
+    printed, report = capsys.readouterr().out, json.loads(out.read_text())
+    assert f"1 orders of at most 60 requests, prior: {prior}" in printed
+    assert "Cost at equal quality" not in printed
+    assert "Microseconds" not in printed
+    assert {record["prior"] for record in report["harm"]} == {"none", str(prior)}
+    assert {record["contestant"] for record in report["gaps"]} == {"router", "lints"}
+
+
+def test_a_missing_pool_is_one_clear_sentence(capsys):
+    assert main(["bench", "quality", "no-such-folder"]) == 1
+    assert "no-such-folder is no folder" in capsys.readouterr().err
