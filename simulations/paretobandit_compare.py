@@ -2,9 +2,9 @@
 
     python -m simulations paretobandit --data DIR --seeds 20 --vectors minilm
 
-Both play every stream from the wheel's own start (warm priors from 8,374 labelled prompts; we from nothing) in worker
-processes on all cores. A worker returns only which arm was chosen at each step; every figure is computed from that and the
-world, which anyone can rebuild from the experiment and the seed.
+Its wheel starts with its warm priors, from 8,374 prompts with every model's score; ours starts from nothing. Streams are
+played in worker processes on all cores. A worker returns only which arm was chosen at each step; every figure is computed
+from that and the world, which anyone can rebuild from the experiment and the seed.
 """
 
 from collections.abc import Mapping, Sequence

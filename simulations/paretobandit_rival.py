@@ -166,10 +166,6 @@ class ParetoBandit:
         else:
             self._ask("forced", arm=_its(lesson.arm), x=x, **told)
 
-    def close(self) -> None:
-        """Its router is dropped from the process."""
-        self._ask("forget")
-
     def _follow(self, candidates: Sequence[Arm]) -> None:
         """Tell its registry what has changed since the last request."""
         now = {arm.name: (arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out) for arm in candidates}

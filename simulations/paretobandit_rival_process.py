@@ -37,18 +37,11 @@ class Desk:
 
     def defaults(self, _: Command) -> Answer:
         """The wheel's own published settings."""
-        c = self._config
         return {
-            "warm": c.BEST_K3_HPARAMS,
-            "cold": c.BEST_K3_TABULA_RASA_HPARAMS,
-            "pacer_lr": c.DEFAULT_PACER_LR,
-            "pacer_lambda_max": c.DEFAULT_PACER_LAMBDA_MAX,
-            "pacer_ema_alpha": c.DEFAULT_PACER_EMA_ALPHA,
-            "budgets": dict(zip(c.K3_BUDGET_LABELS, c.K3_BUDGET_TARGETS, strict=True)),
-            "arms": c.K3_ARM_ORDER,
-            "failure_reward": c.K3_FAILURE_REWARD,
-            "price_drop": c.GEMINI_COST_DROP,
-            "seeds": c.N_SEEDS,
+            "warm": self._config.BEST_K3_HPARAMS,
+            "cold": self._config.BEST_K3_TABULA_RASA_HPARAMS,
+            "budgets_usd": self._config.K3_BUDGET_TARGETS,
+            "degraded": [self._config.K3_FAILURE_ARM, self._config.K3_FAILURE_REWARD],
         }
 
     def features(self, command: Command) -> Answer:
@@ -136,13 +129,6 @@ class Desk:
         router = self._routers[command["router"]]
         router.bandit.delete_arm(command["arm"])
         router.registry.pop(command["arm"], None)
-        return {}
-
-    def forget(self, command: Command) -> Answer:
-        """Drop a router that is done."""
-        name = command["router"]
-        self._routers.pop(name, None)
-        self._logs = {key: log for key, log in self._logs.items() if key[0] != name}
         return {}
 
 

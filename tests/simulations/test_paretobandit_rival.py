@@ -11,6 +11,7 @@ import pytest
 
 from bandit.arms import Arm
 from bandit.features import Prompt, context_of
+from simulations import paretobandit_protocol as protocol
 from simulations.minilm import embed
 from simulations.paretobandit_rival import (
     COLD,
@@ -59,6 +60,8 @@ def test_defaults_are_the_wheels_published_settings(process):
         assert settings.forgetting_factor == published["forgetting_factor"]
     assert Settings().warm
     assert not COLD.warm
+    assert told["budgets_usd"] == list(protocol.BUDGETS_USD.values())
+    assert (told["degraded"][0].rsplit("/", 1)[-1], told["degraded"][1]) == protocol.DEGRADED
 
 
 def test_its_vectors_are_the_principal_components_of_its_own_file_and_a_bias(tmp_path):
