@@ -66,13 +66,21 @@ class Setting:
     vectors: str
 
 
-def prepare(setting: Setting, *, progress: bool) -> list[Experiment]:
-    """All experiments; embeddings and vectors are made and kept, so that workers find them."""
-    every = list(protocol.experiments(setting.data))
-    for experiment in every:
+def prepare(setting: Setting, names: Sequence[str] | None, *, progress: bool) -> list[Experiment]:
+    """These experiments, or all of them. Embeddings and vectors are made and kept, so that workers find them.
+
+    ValueError for a name that no experiment has.
+    """
+    known = {experiment.name: experiment for experiment in protocol.experiments(setting.data)}
+    for name in names or ():
+        if name not in known:
+            missing = "" if setting.data else " (the onboarding ones need --data)"
+            raise ValueError(f"there is no experiment {name!r}; known are {', '.join(known)}{missing}")
+    wanted = [known[name] for name in names or known]
+    for experiment in wanted:
         its_vectors(experiment.texts(), progress=progress)
         _contexts(setting, experiment.name)
-    return every
+    return wanted
 
 
 def compare(

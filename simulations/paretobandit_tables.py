@@ -85,19 +85,14 @@ def report(
     setting: Setting, *, names: Sequence[str] | None, seeds: int, progress: bool, cluster: str | None = None
 ) -> Iterator[str]:
     """A table of each experiment, as soon as its streams are played. names: of experiments; None for all."""
-    known = {experiment.name: experiment for experiment in prepare(setting, progress=progress)}
-    for name in names or known:
-        if name not in known:
-            missing = " (the onboarding ones need --data)" if setting.data is None else ""
-            raise ValueError(f"there is no experiment {name!r}; known are {', '.join(known)}{missing}")
+    wanted = prepare(setting, names, progress=progress)
     if setting.data is None and not names:
         yield f"No --data: the onboarding of {protocol.NEWCOMER} is left out; its outcomes are in no wheel.\n"
-    for name in names or known:
-        experiment = known[name]
+    for experiment in wanted:
         played = compare(
             setting, tasks_of(experiment, seeds=seeds, sides=(ITS, OURS)), progress=progress, cluster=cluster
         )
-        yield f"{name}: {seeds} seeds; our features: {setting.vectors}\n\n"
+        yield f"{experiment.name}: {seeds} seeds; our features: {setting.vectors}\n"
         yield table(experiment, played, its_vectors(experiment.texts())) + "\n"
 
 

@@ -11,7 +11,7 @@ from simulations import paretobandit_protocol as protocol
 from simulations import paretobandit_tables as tables
 from simulations.datasets import load_wheel, take
 from simulations.metrics import static_mix
-from simulations.paretobandit_compare import ITS, ITS_COLD, OURS, Task, tasks_of
+from simulations.paretobandit_compare import ITS, ITS_COLD, OURS, Setting, Task, tasks_of
 
 WHEEL = load_wheel()
 VAL, TEST = take(WHEEL, np.arange(1785)), take(WHEEL, np.arange(1785, 3609))
@@ -127,3 +127,11 @@ def test_a_newcomer_has_found_its_share_where_its_share_so_far_reaches_the_last(
     assert tables.found_at(np.r_[[False] * 3, quarter]) == 4
     assert tables.found_at(np.r_[[False] * 12, [True] * 4, quarter]) == 16  # 4 of 16
     assert tables.found_at(np.zeros(300, bool)) == 1
+
+
+def test_an_unknown_experiment_is_refused_before_anything_is_made():
+    setting = Setting(None, "default")
+    with pytest.raises(
+        ValueError, match=r"no experiment 'onboarding-good'; known are stationary, .* need --data"
+    ):
+        next(tables.report(setting, names=["onboarding-good"], seeds=1, progress=False))
