@@ -13,11 +13,24 @@ from typing import Any
 
 from bandit.prior import QualityPrior, prior_from_json
 from feedback.shipped import shipped_prior
-from simulations import bench, bench_quality, demo, drift, fit_prior, fit_words, fleet, pacing
+from simulations import (
+    bench,
+    bench_quality,
+    demo,
+    drift,
+    fit_prior,
+    fit_words,
+    fleet,
+    pacing,
+    paretobandit_compare,
+    paretobandit_tables,
+)
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
+from simulations.minilm import MiniLMError
+from simulations.paretobandit_rival import RivalError
 from simulations.pools import RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
@@ -30,7 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _end)  # so that whoever ends us does not leave our servers behind
     try:
         options.run(options)
-    except (DatasetError, demo.DemoError, fleet.FleetError, ValueError, OSError) as error:
+    except (
+        DatasetError,
+        demo.DemoError,
+        fleet.FleetError,
+        MiniLMError,
+        RivalError,
+        ValueError,
+        OSError,
+    ) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -50,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_fleet(commands.add_parser("fleet", help="leave recorded models and gateway running"))
     _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
+    _add_paretobandit(
+        commands.add_parser(
+            "paretobandit", help="ParetoBandit's published experiments, its wheel beside ours"
+        )
+    )
     _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
     _add_fits(commands)
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
@@ -136,6 +162,24 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_replay)
 
 
+def _add_paretobandit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="recorded outcomes with Gemini Flash, for the onboarding experiments",
+    )
+    parser.add_argument(
+        "--seeds", type=_positive, default=20, metavar="N", help="streams a budget (default: 20)"
+    )
+    parser.add_argument("--vectors", choices=paretobandit_compare.VECTORS, default="minilm")
+    parser.add_argument(
+        "--experiment", nargs="+", action="extend", metavar="NAME", help="default: all of them"
+    )
+    _add_dask(parser)
+    parser.set_defaults(run=_run_paretobandit)
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "scenario",
@@ -216,6 +260,18 @@ def _add_dask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dask", metavar="ADDRESS", help="of a Dask scheduler, e.g. tcp://host:8786; default: this machine"
     )
+
+
+def _run_paretobandit(options: argparse.Namespace) -> None:
+    setting = paretobandit_compare.Setting(options.data, options.vectors)
+    for text in paretobandit_tables.report(
+        setting,
+        names=options.experiment,
+        seeds=options.seeds,
+        progress=sys.stderr.isatty(),
+        cluster=options.dask,
+    ):
+        print(text, flush=True)
 
 
 def _run_bench(options: argparse.Namespace) -> None:

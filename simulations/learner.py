@@ -1,6 +1,6 @@
 """Any policy of ours as a player: state, decide and learn exactly as the gateway runs them, from the same events."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from bandit.decide import Decision, decide
@@ -33,7 +33,7 @@ class Learner:
     """Plays a contestant from a cold start. stream: its decisions' ids are "STREAM:n", and chance derives from them."""
 
     def __init__(self, contestant: Contestant, features: Space, *, stream: str) -> None:
-        self._contestant, self._stream = contestant, stream
+        self._contestant, self._features, self._stream = contestant, features, stream
         self._tag = policy_tag(contestant)
         self._state = State(features.tag, features.d)
         self._posterior = self._state.posterior(contestant.model)
@@ -75,5 +75,6 @@ class Learner:
         if lesson.quality is not None:
             decided_at = lesson.n * SECONDS_BETWEEN_REQUESTS
             prefix = prefix_of(decision, decided_at=decided_at, policy=self._tag)
+            prefix = replace(prefix, features=self._features.tag)
             events.append(Rated(prefix, lesson.source, lesson.quality))
         return events
