@@ -20,7 +20,11 @@ class Objective(Protocol):
         ...
 
     def allowed(self, belief: Belief) -> Mask:
-        """(K,) which candidates this objective lets be called at all; always at least one."""
+        """(K,) which candidates may be called at all, be it to explore; always at least one."""
+        ...
+
+    def preferred(self, belief: Belief) -> Mask:
+        """(K,) which candidates may be chosen on their merits; the others are left to the exploration floor."""
         ...
 
     def utility(self, quality: Matrix, cost_usd: Vector, reference: int) -> Matrix:
@@ -37,7 +41,14 @@ class _Free:
         return 0
 
     def allowed(self, belief: Belief) -> Mask:
-        return np.ones(len(belief.arms), dtype=np.bool_)
+        return _every(belief)
+
+    def preferred(self, belief: Belief) -> Mask:
+        return _every(belief)
+
+
+def _every(belief: Belief) -> Mask:
+    return np.ones(len(belief.arms), dtype=np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class Cost:
 
     baseline: a model by name; "", or one that is no candidate: the candidate that is best over all traffic. confidence:
     None lets posterior draws decide who is above the floor, which explores; a probability, such as 0.9, lets only those be
-    called of which that is so sure (and the baseline), which is safe and learns slowly:
+    chosen of which that is so sure (and the baseline), which is safe and learns from the exploration floor alone:
 
         P(q_a >= q_b - quality_floor) >= confidence
     """
@@ -78,8 +89,11 @@ class Cost:
         return int(np.argmax(belief.typical)) if named is None else named
 
     def allowed(self, belief: Belief) -> Mask:
+        return _every(belief)
+
+    def preferred(self, belief: Belief) -> Mask:
         if self.confidence is None:
-            return np.ones(len(belief.arms), dtype=np.bool_)
+            return _every(belief)
         b = self.reference(belief)
         mean, covariance = belief.quality.mean, belief.quality.covariance
         variances = covariance.diagonal()
@@ -111,6 +125,9 @@ class QualityUnderBudget:
         return 0
 
     def allowed(self, belief: Belief) -> Mask:
+        return self.affordable(belief.cost_usd)
+
+    def preferred(self, belief: Belief) -> Mask:
         return self.affordable(belief.cost_usd)
 
     def utility(self, quality: Matrix, cost_usd: Vector, reference: int) -> Matrix:

@@ -32,8 +32,8 @@ class Thompson:
         p_a = (1 - floor) x share of `draws` posterior draws in which arm a has the highest utility + f_a
 
     scale: factor on the posterior's spread; well below 1 explores less than the posterior warrants and did best on
-    recorded outcomes. floor: total probability spread over all candidates (`spread_floor`), so that every logged
-    propensity is above zero and off-policy evaluation is possible.
+    recorded outcomes. floor: total probability spread over all candidates that the objective allows (`spread_floor`), so
+    that every logged propensity is above zero and off-policy evaluation is possible.
     """
 
     objective: Objective
@@ -46,12 +46,12 @@ class Thompson:
         count = min(self.draws, NORMALS_MAX // K)  # M; fewer with hundreds of arms
         quality = belief.quality.draws(noise.normals(count * K), scale=self.scale)  # (M, K)
         utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
-        allowed = objective.allowed(belief)
-        if not allowed.all():
-            utility = np.where(allowed, utility, -np.inf)
+        preferred = objective.preferred(belief)
+        if not preferred.all():
+            utility = np.where(preferred, utility, -np.inf)
         wins = np.bincount(utility.argmax(axis=1), minlength=K)
         greedy = wins * ((1.0 - self.floor) / count)
-        shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), allowed)
+        shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
         return shares
 
     def utility(self, belief: Belief) -> Vector:
@@ -61,22 +61,18 @@ class Thompson:
 
 
 def spread_floor(total: float, utility: Vector, allowed: Mask) -> Vector:
-    """(K,) the exploration floor of each arm, together `total`, all above zero: arms that lose little get more of it.
+    """(K,) the exploration floor of each arm, together `total`: above zero where allowed, and more where less is lost.
 
         f_a proportional to 1 / sqrt(l_a)        l_a expected loss of utility to the best, plus a twentieth of the mean
 
     Of all floors with the same expected loss sum f_a l_a this one makes the variance of importance weights, which goes
-    with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the worst arm. An arm that is not
-    allowed counts as losing as much as the worst.
+    with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the worst arm.
     """
-    best = utility[allowed].max()
-    loss = np.where(allowed, best - utility, 0.0)
-    loss = np.where(allowed, loss, loss.max())
+    loss = utility[allowed].max() - utility[allowed]
     mean = float(loss.mean())
-    if mean <= 0:
-        return np.full(len(utility), total / len(utility))
-    weights = 1.0 / np.sqrt(loss + 0.05 * mean)
-    floors: Vector = total * weights / weights.sum()
+    weights = 1.0 / np.sqrt(loss + 0.05 * mean) if mean > 0 else np.ones(len(loss))
+    floors: Vector = np.zeros(len(utility))
+    floors[allowed] = total * weights / weights.sum()
     return floors
 
 

@@ -30,10 +30,14 @@ class Contestant:
 
 
 class Learner:
-    """Plays a contestant from a cold start. stream: its decisions' ids are "STREAM:n", and chance derives from them."""
+    """Plays a contestant from a cold start. stream: its decisions' ids are "STREAM:n", and chance derives from them.
+
+    policy: may be exchanged between decisions; nothing that was learned depends on it.
+    """
 
     def __init__(self, contestant: Contestant, features: Space, *, stream: str) -> None:
         self._contestant, self._features, self._stream = contestant, features, stream
+        self.policy = contestant.policy
         self._tag = policy_tag(contestant)
         self._state = State(features.tag, features.d)
         self._posterior = self._state.posterior(contestant.model)
@@ -43,9 +47,7 @@ class Learner:
 
     def choose(self, request: Request) -> Choice:
         decision_id = f"{self._stream}:{request.n}"
-        decision = decide(
-            self._contestant.policy, self._posterior, request.context, request.candidates, decision_id
-        )
+        decision = decide(self.policy, self._posterior, request.context, request.candidates, decision_id)
         if self._contestant.learns:
             self._decisions[request.n] = decision
         return Choice(decision.arm.name, decision.propensity, decision)
