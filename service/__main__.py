@@ -33,9 +33,9 @@ from feedback.redis_store import RedisStore
 from feedback.spool import Spool, SpoolError
 from feedback.store import Store, StoreError, StoreUnfitError
 from service.app import Gateway, create_app
+from service.calls import Shell
 from service.config import Settings, StoreSettings, load_settings
 from service.config_problems import ConfigError
-from service.pipeline import Shell
 from service.routes import quality_models
 from service.upstream import AiohttpUpstream
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
+from service.access import Access, Caller
 from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError
 from service.pipeline import Pipeline
 from service.request import parse_chat
@@ -24,20 +25,24 @@ log = logging.getLogger(__name__)
 
 
 class ChatRoute:
-    def __init__(self, pipeline: Pipeline, *, max_body_bytes: int) -> None:
-        self._pipeline, self._max_body_bytes = pipeline, max_body_bytes
+    def __init__(self, pipeline: Pipeline, access: Access, *, max_body_bytes: int) -> None:
+        self._pipeline, self._access, self._max_body_bytes = pipeline, access, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowedError("POST")
-            body = await self._body(receive)
+            with self._access.admitted(scope["headers"]) as caller:
+                await self._serve(caller, receive, send)
         except ApiError as error:
             await _send_error(send, error)
-            return
+
+    async def _serve(self, caller: Caller, receive: Receive, send: Send) -> None:
+        """Raises ApiError while nothing is sent yet."""
+        body = await self._body(receive)
         if body is None:
             return  # the client left before it had said what it wants
-        work = asyncio.create_task(self._respond(body, send))
+        work = asyncio.create_task(self._respond(body, caller, send))
         gone = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -62,10 +67,10 @@ class ChatRoute:
             if not message.get("more_body"):
                 return b"".join(pieces)
 
-    async def _respond(self, body: bytes, send: Send) -> None:
+    async def _respond(self, body: bytes, caller: Caller, send: Send) -> None:
         started = False
         try:
-            async with self._pipeline.answer(parse_chat(body)) as answer:
+            async with self._pipeline.answer(parse_chat(body), caller) as answer:
                 started = True
                 if isinstance(answer.content, bytes):
                     await _send_whole(send, answer.status, answer.headers, answer.content)

@@ -38,6 +38,20 @@ def replace_values(data: bytes, values: Mapping[str, bytes]) -> bytes:
     return _insert(b"".join(pieces), missing)
 
 
+def without_key(data: bytes, key: str) -> bytes:
+    """`data` without the top-level member `key`, which may stand first, last, alone or twice. Raises ValueError if `data`
+    is not an object.
+    """
+    kept: list[bytes] = []
+    begun = done = _opening_end(data)
+    for name, _, end in _members(data):
+        if name != key:
+            member = data[done:end]  # with the comma and the space before it
+            kept.append(member if kept else member.lstrip(b", \t\r\n"))
+        done = end
+    return b"".join((data[:begun], *kept, data[done:]))
+
+
 def duplicate_keys(data: bytes) -> tuple[str, ...]:
     """The top-level keys that are written more than once. Raises ValueError if `data` is not an object."""
     counts = Counter(key for key, _, _ in _members(data))

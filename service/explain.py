@@ -1,0 +1,143 @@
+"""Why a decision fell as it did: what is stored with it, and what is shown of it.
+
+Per candidate: what is believed of its quality (posterior mean and spread), its expected cost and latency, what the
+objective makes of them, and the probability with which it was chosen. Per model left out: a code and a reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
+from typing import Any, Final
+
+import numpy as np
+
+from bandit.arms import Arm, Exclusion
+from bandit.decide import Decision
+from bandit.objective import Objective
+from bandit.policy import Policy, Thompson
+from bandit.posterior import Posterior
+from bandit.types import Context, Needs, Vector
+from feedback.records import DecisionPrefix
+from service.outcomes import Outcome
+
+DIGITS: Final = 6
+BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utility")
+
+Belief = list[float | None]  # in the order of BELIEFS
+
+
+def beliefs(
+    policy: Policy, posterior: Posterior, context: Context, candidates: Sequence[Arm]
+) -> list[Belief]:
+    """What is believed of each candidate. utility: of the expected quality, None where the policy weighs nothing."""
+    names = [arm.name for arm in candidates]
+    prediction = posterior.quality.predict(context.x, names)
+    spread = np.sqrt((prediction.shared**2).sum(axis=1) + prediction.own**2)  # (K,)
+    cost_usd = posterior.cost.expected_usd(candidates, context.needs)
+    utility = expected_utility(policy, posterior, context, candidates)
+    return [
+        [
+            round(float(prediction.mean[k]), DIGITS),
+            round(float(spread[k]), DIGITS),
+            float(f"{cost_usd[k]:.6g}"),
+            _latency_s(posterior, name),
+            None if utility is None else round(float(utility[k]), DIGITS),
+        ]
+        for k, name in enumerate(names)
+    ]
+
+
+def expected_utility(
+    policy: Policy, posterior: Posterior, context: Context, candidates: Sequence[Arm]
+) -> Vector | None:
+    """(K,) utility of each candidate's expected quality; None where the policy weighs nothing."""
+    if not isinstance(policy, Thompson):
+        return None
+    objective: Objective = policy.objective
+    names = [arm.name for arm in candidates]
+    mean = posterior.quality.predict(context.x, names).mean
+    reference = int(np.argmax(posterior.quality.typical(names)))
+    cost_usd = posterior.cost.expected_usd(candidates, context.needs)
+    utility: Vector = objective.utility(mean[None, :], cost_usd, reference)[0]
+    return utility
+
+
+def explanation_of(
+    route: str, policy: Policy, decision: Decision, excluded: Sequence[Exclusion], believed: list[Belief]
+) -> dict[str, Any]:
+    """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it."""
+    return {
+        "route": route,
+        "policy": repr(policy),
+        "log": decision.token,
+        "candidates": [
+            [arm.name, p, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out]
+            for arm, p in zip(decision.candidates, decision.probabilities.tolist(), strict=True)
+        ],
+        "needs": astuple(decision.context.needs),
+        "excluded": {e.arm: e.code for e in excluded},
+        "beliefs": believed,
+    }
+
+
+def shown(
+    explanation: Mapping[str, Any], *, chosen: str, propensity: float, reasons: Mapping[str, str]
+) -> dict[str, Any]:
+    """An explanation in words that need no manual. reasons: sentences for models left out, where they are known."""
+    believed = explanation.get("beliefs") or [[None] * len(BELIEFS)] * len(explanation["candidates"])
+    candidates = [
+        {
+            "model": name,
+            "probability": probability,
+            "price_usd_per_mtok_in": price_in,
+            "price_usd_per_mtok_out": price_out,
+            **dict(zip(BELIEFS, belief, strict=True)),
+        }
+        for (name, probability, price_in, price_out), belief in zip(
+            explanation["candidates"], believed, strict=True
+        )
+    ]
+    return {
+        "route": explanation["route"],
+        "model": chosen,
+        "propensity": propensity,
+        "choice": _choice(candidates, chosen),
+        "candidates": candidates,
+        "excluded": [
+            {"model": name, "code": code, "reason": reasons.get(name)}
+            for name, code in explanation["excluded"].items()
+        ],
+        "needs": asdict(Needs(*explanation["needs"])),
+        "policy": explanation["policy"],
+        "snapshot": explanation["log"],
+    }
+
+
+def shown_record(
+    decision_id: str, prefix: DecisionPrefix, explanation: Mapping[str, Any], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """A stored decision, and what became of it as far as this process knows."""
+    return {
+        "decision_id": decision_id,
+        "decided_at": prefix.decided_at,
+        "attempt": prefix.attempt,
+        **shown(explanation, chosen=prefix.arm, propensity=prefix.propensity, reasons={}),
+        "features": prefix.x.tolist(),
+        "calls": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _choice(candidates: Sequence[Mapping[str, Any]], chosen: str) -> str:
+    """exploit: the highest expected utility was chosen; explore: another; only: there was no choice."""
+    if len(candidates) == 1:
+        return "only"
+    weighed = [candidate for candidate in candidates if candidate["utility"] is not None]
+    if not weighed:
+        return "fixed"
+    best = max(weighed, key=lambda candidate: float(candidate["utility"]))
+    return "exploit" if best["model"] == chosen else "explore"
+
+
+def _latency_s(posterior: Posterior, arm: str) -> float | None:
+    """Mean of the calls that were timed; None before the first."""
+    calls = posterior.cost.calls.get(arm)
+    return round(calls.latency_us / calls.timed * 1e-6, 4) if calls is not None and calls.timed else None

@@ -1,0 +1,119 @@
+"""What Prometheus is told. Every label comes from a closed list: the configuration's routes and models, our own words.
+
+With several gateways on one machine that share a scrape, set PROMETHEUS_MULTIPROC_DIR to an empty folder for all of them:
+then each answers for all. Otherwise each answers for itself.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi.responses import Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from service.chat import Message, Send
+from service.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from service.app import Gateway
+
+SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """One registry of its own, so that several gateways may live in one process."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        counter, histogram = self._counter, self._histogram
+        self._requests = counter(
+            "requests", "Chat requests answered, by the status the client saw.", "status"
+        )
+        self._duration = histogram(
+            "request_duration_seconds", "From the request to the last byte of its answer."
+        )
+        self._calls = counter(
+            "calls", "Calls to models, by what became of them.", "route", "model", "outcome"
+        )
+        self._latency = histogram("call_duration_seconds", "Answered calls, to their last byte.", "model")
+        self._first_byte = histogram(
+            "call_first_byte_seconds", "Calls, to the first byte of an answer.", "model"
+        )
+        self._tokens = counter(
+            "tokens", "Tokens as billed, or estimated where a client left.", "model", "direction"
+        )
+        self._cost = counter(
+            "cost_usd", "USD at the registry's prices, aborted calls included.", "route", "model"
+        )
+        self._in_flight = self._gauge("requests_in_flight", "Chat requests under way.", "livesum")
+        self._resting = self._gauge(
+            "places_resting", "Places given a rest after failures.", "livemax", "model"
+        )
+        self._denied = self._gauge(
+            "retries_denied", "Further calls that the retry budget refused.", "livesum"
+        )
+        self._queued = self._gauge(
+            "feedback_queued", "Feedback on disk that the store does not have yet.", "livemax"
+        )
+        self._away = self._gauge("store_away", "1 while the store cannot be reached.", "livemax")
+        self._events = self._gauge("events_folded", "Events in the posterior.", "livemax", "route")
+
+    def called(self, outcome: Outcome) -> None:
+        route, model = outcome.route, outcome.model
+        self._calls.labels(route, model, outcome.status).inc()
+        if outcome.first_byte_s is not None:
+            self._first_byte.labels(model).observe(outcome.first_byte_s)
+        if outcome.status == "answered":
+            self._latency.labels(model).observe(outcome.latency_s)
+        if outcome.tokens_in is not None and outcome.tokens_out is not None:
+            self._tokens.labels(model, "in").inc(outcome.tokens_in)
+            self._tokens.labels(model, "out").inc(outcome.tokens_out)
+        if outcome.cost_usd is not None:
+            self._cost.labels(route, model).inc(max(outcome.cost_usd, 0.0))
+
+    def counted(self, send: Send, *, clock: Callable[[], float]) -> Send:
+        """`send`, with the request counted by its status and timed to its end."""
+        started = clock()
+
+        async def counting(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.start":
+                self._requests.labels(str(message["status"])).inc()
+            elif not message.get("more_body"):
+                self._duration.observe(clock() - started)
+
+        return counting
+
+    def page(self, gateway: "Gateway") -> Response:
+        """What a scrape gets; gauges are read now."""
+        self._in_flight.set(gateway.access.at_once)
+        self._denied.set(gateway.pipeline.budget.denied)
+        self._queued.set(gateway.learning.intake.queued)
+        self._away.set(float(gateway.learning.store_error is not None))
+        for scope, route in gateway.learning.routes.items():
+            self._events.labels(scope).set(route.replica.state.events)
+        now_s = gateway.access.clock()
+        for name, resting in gateway.pipeline.deployments.resting(now_s).items():
+            self._resting.labels(name).set(resting)
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"router_{name}", what, labels, registry=self._registry)
+
+    def _histogram(self, name: str, what: str, *labels: str) -> Histogram:
+        return Histogram(f"router_{name}", what, labels, registry=self._registry, buckets=SECONDS)
+
+    def _gauge(self, name: str, what: str, mode: Any, *labels: str) -> Gauge:
+        return Gauge(f"router_{name}", what, labels, registry=self._registry, multiprocess_mode=mode)
