@@ -9,10 +9,11 @@ import asyncio
 import hashlib
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,12 @@ from feedback.memory_store import MemoryStore
 from feedback.redis_store import RedisStore
 from feedback.spool import Spool, SpoolError
 from feedback.store import Store, StoreError, StoreUnfitError
+from service.admin import admin_app
 from service.app import Gateway, create_app
 from service.calls import Shell
-from service.config import Settings, StoreSettings, load_settings
+from service.config import AdminSettings, Settings, StoreSettings, load_settings
 from service.config_problems import ConfigError
+from service.reload import Reload, reload_and_tell, watch
 from service.routes import quality_models
 from service.upstream import AiohttpUpstream
 
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             home = _home(settings, stack, ephemeral=options.ephemeral)
             stack.enter_context(threadpool_limits(1))
             runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-            runner.run(_serve(settings, secret, home))
+            runner.run(_serve(settings, secret, home, options))
     except (ConfigError, SecretError, EmbeddedServerError, SpoolError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -116,7 +119,7 @@ def _name_of(store: StoreSettings) -> str:
     return hashlib.blake2b(where.encode(), digest_size=6).hexdigest()
 
 
-async def _serve(settings: Settings, secret: bytes, home: _Home) -> None:
+async def _serve(settings: Settings, secret: bytes, home: _Home, options: argparse.Namespace) -> None:
     worker = token_hex(8)
     previous = settings.store.previous_secret
     window_s = settings.store.feedback_window_h * 3600
@@ -136,10 +139,24 @@ async def _serve(settings: Settings, secret: bytes, home: _Home) -> None:
         ticks=time.monotonic_ns,
         new_id=partial(_new_id, secret),
     )
-    await _listen(create_app(settings, learning, shell), settings)
+    gateway = create_app(settings, learning, shell)
+
+    def reload() -> None:
+        gateway.adopt(_settings(options))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_and_tell, reload)
+    watching = asyncio.create_task(watch(options.config, reload))
+    try:
+        async with AsyncExitStack() as stack:
+            if settings.admin is not None:
+                await stack.enter_async_context(_admin(gateway, settings.admin, reload))
+            await _listening(gateway, settings).serve()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
-async def _listen(app: Gateway, settings: Settings) -> None:
+def _listening(app: Gateway, settings: Settings) -> "_Announcing":
     config = uvicorn.Config(
         app,
         host=settings.server.host,
@@ -151,17 +168,49 @@ async def _listen(app: Gateway, settings: Settings) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=30,
     )
-    await _Announcing(config).serve()
+    return _Announcing(config, "gateway")
+
+
+@asynccontextmanager
+async def _admin(gateway: Gateway, settings: AdminSettings, reload: Reload) -> AsyncIterator[None]:
+    """The operator's listener, while the block is open."""
+    config = uvicorn.Config(
+        admin_app(gateway, settings, reload),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+    )
+    server = _Beside(config, "admin")
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 class _Announcing(uvicorn.Server):
     """Says on which address it listens: with port 0 nobody else knows."""
 
+    def __init__(self, config: uvicorn.Config, what: str) -> None:
+        super().__init__(config)
+        self._what = what
+
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers if self.started else ():
             host, port = server.sockets[0].getsockname()[:2]
-            print(f"gateway on http://{host}:{port}", flush=True)
+            print(f"{self._what} on http://{host}:{port}", flush=True)
+
+
+class _Beside(_Announcing):
+    """Ends when it is told to; signals are the gateway's own business."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 async def _store(settings: Settings, home: _Home) -> Store:

@@ -31,6 +31,7 @@ from service.errors import ApiError, BadRequestError, ModelNotFoundError
 from service.metrics import Metrics
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
+from service.reload import ReloadError
 from service.routes import quality_models, served_routes
 
 SMALL_BODY_BYTES: Final = 64 * 1024
@@ -75,10 +76,6 @@ class Gateway:
         self.settings = settings
 
 
-class ReloadError(ValueError):
-    """A configuration that is right in itself cannot be taken over by a running gateway."""
-
-
 def create_app(settings: Settings, learning: Learning, shell: Shell, *, background: bool = True) -> Gateway:
     """background: run the learning loop within the lifespan; tests tick it themselves."""
     gateway = Gateway(settings, learning, shell, background=background)
@@ -87,7 +84,7 @@ def create_app(settings: Settings, learning: Learning, shell: Shell, *, backgrou
     rest.include_router(decisions_router(gateway.pipeline, learning, gateway.access))
     _add_models(gateway)
     _add_health(gateway)
-    _add_error_handlers(rest)
+    add_error_handlers(rest)
     return gateway
 
 
@@ -183,7 +180,7 @@ def _add_health(gateway: Gateway) -> None:
         }
         if gateway.settings.keys:  # what was learned is its tenants' business
             return told
-        return told | {"routes": {scope: _learned(learning, scope) for scope in learning.routes}}
+        return told | {"routes": {scope: learned_so_far(learning, scope) for scope in learning.routes}}
 
     if not gateway.settings.keys:
 
@@ -193,7 +190,7 @@ def _add_health(gateway: Gateway) -> None:
             return gateway.metrics.page(gateway)
 
 
-def _learned(learning: Learning, scope: str) -> dict[str, Any]:
+def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
     route = learning.routes[scope]
     state, ratings = route.replica.state, route.replica.state.ratings_per_arm()
     counters = asdict(route.replica.counters)
@@ -213,7 +210,7 @@ def _learned(learning: Learning, scope: str) -> dict[str, Any]:
     } | counters
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Every error in the OpenAI envelope."""
 
     @app.exception_handler(ApiError)
