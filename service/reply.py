@@ -70,9 +70,13 @@ async def streamed(
     """
     splitter = EventSplitter()
     async for chunk in chunks:
-        events = [_event(event, ours, usage, usage_asked=usage_asked) for event in splitter.feed(chunk)]
-        if any(events):
-            yield b"".join(events)
+        events = b""
+        for event in splitter.feed(chunk):
+            events += _event(event, ours, usage, usage_asked=usage_asked)
+            if usage.done:
+                break
+        if events:
+            yield events
         if usage.done:
             return  # what follows is no part of the answer, and may never end
     if rest := splitter.rest():  # the last event without its blank line
