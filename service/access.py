@@ -4,8 +4,7 @@ Without keys in the configuration everybody is the one tenant "default". What a 
 requests at once, so many a minute. The gateway as a whole turns requests away before it would fall behind.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import compare_digest
@@ -54,6 +53,22 @@ class _Holder:
         self.rate = RateLimit(key.requests_per_minute) if key.requests_per_minute else None
 
 
+class Admission:
+    """A request that was let in. It is let go once, before its last byte is sent: its client may then ask again at once."""
+
+    __slots__ = ("_access", "_holder", "_open", "caller")
+
+    def __init__(self, access: "Access", holder: _Holder | None, caller: Caller) -> None:
+        self._access, self._holder, self._open, self.caller = access, holder, True, caller
+
+    def let_go(self) -> None:
+        if self._open:
+            self._open = False
+            self._access.at_once -= 1
+            if self._holder:
+                self._holder.at_once -= 1
+
+
 class Access:
     """clock: monotonic seconds."""
 
@@ -77,9 +92,8 @@ class Access:
         holder = self._holder(headers)
         return Caller(holder.key.tenant if holder else DEFAULT_TENANT, headers, _is_retry(headers))
 
-    @contextmanager
-    def admitted(self, headers: Sequence[tuple[bytes, bytes]]) -> Iterator[Caller]:
-        """The caller, counted while the block is open. Raises UnauthorizedError, RateLimitError, UnavailableError."""
+    def admit(self, headers: Sequence[tuple[bytes, bytes]]) -> "Admission":
+        """The caller, counted until it is let go. Raises UnauthorizedError, RateLimitError, UnavailableError."""
         holder = self._holder(headers)
         if self.at_once >= self._max_at_once:
             raise UnavailableError("the gateway has as many requests as it can serve", RETRY_AFTER_S)
@@ -88,12 +102,7 @@ class Access:
         self.at_once += 1
         if holder:
             holder.at_once += 1
-        try:
-            yield Caller(tenant, headers, _is_retry(headers), limits)
-        finally:
-            self.at_once -= 1
-            if holder:
-                holder.at_once -= 1
+        return Admission(self, holder, Caller(tenant, headers, _is_retry(headers), limits))
 
     def _holder(self, headers: RawHeaders) -> _Holder | None:
         if not self._holders:

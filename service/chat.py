@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from service.access import Access, Caller
+from service.access import Access, Admission
 from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError
 from service.pipeline import Pipeline
 from service.request import parse_chat
@@ -32,17 +32,23 @@ class ChatRoute:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowedError("POST")
-            with self._access.admitted(scope["headers"]) as caller:
-                await self._serve(caller, receive, send)
+            admission = self._access.admit(scope["headers"])
         except ApiError as error:
             await _send_error(send, error)
+            return
+        try:
+            await self._serve(admission, receive, send)
+        except ApiError as error:
+            await _send_error(send, error)
+        finally:
+            admission.let_go()
 
-    async def _serve(self, caller: Caller, receive: Receive, send: Send) -> None:
+    async def _serve(self, admission: Admission, receive: Receive, send: Send) -> None:
         """Raises ApiError while nothing is sent yet."""
         body = await self._body(receive)
         if body is None:
             return  # the client left before it had said what it wants
-        work = asyncio.create_task(self._respond(body, caller, send))
+        work = asyncio.create_task(self._respond(body, admission, send))
         gone = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -67,19 +73,22 @@ class ChatRoute:
             if not message.get("more_body"):
                 return b"".join(pieces)
 
-    async def _respond(self, body: bytes, caller: Caller, send: Send) -> None:
+    async def _respond(self, body: bytes, admission: Admission, send: Send) -> None:
         started = False
         try:
-            async with self._pipeline.answer(parse_chat(body), caller) as answer:
+            async with self._pipeline.answer(parse_chat(body), admission.caller) as answer:
                 started = True
                 if isinstance(answer.content, bytes):
+                    admission.let_go()
                     await _send_whole(send, answer.status, answer.headers, answer.content)
                     return
                 await _start(send, answer.status, answer.headers)
                 async for piece in answer.content:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
+            admission.let_go()
             await send({"type": "http.response.body", "body": b""})
         except ApiError as error:
+            admission.let_go()
             await _send_error(send, error)
         except Exception:
             log.exception("a chat request failed within the gateway")

@@ -24,8 +24,11 @@ def decisions_router(pipeline: Pipeline, learning: Learning, access: Access) -> 
     @router.post("/v1/decision")
     async def preview(request: Request) -> dict[str, Any]:
         """The decision on a chat request, without making it: takes the very body of /v1/chat/completions."""
-        with access.admitted(request.headers.raw) as caller:
-            return pipeline.preview(parse_chat(await request.body()), caller)
+        admission = access.admit(request.headers.raw)
+        try:
+            return pipeline.preview(parse_chat(await request.body()), admission.caller)
+        finally:
+            admission.let_go()
 
     @router.get("/v1/decisions/{decision_id}")
     async def decision(decision_id: str, request: Request) -> dict[str, Any]:

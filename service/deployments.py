@@ -161,6 +161,9 @@ class Deployments:
         out = sum(other.record.is_out(now_s) for other in self._places.values())
         if 2 * (out + 1) > len(self._places) or place.record.is_out(now_s):
             return False
-        mine = place.record.tally(now_s)
-        everybody = sum((other.record.tally(now_s) for other in self._places.values()), start=NOTHING)
-        return is_outlier(mine, everybody - mine)
+        others = [
+            other for other in self._places.values() if other is not place and not other.breaker.is_open
+        ]
+        return is_outlier(
+            place.record.tally(now_s), sum((other.record.tally(now_s) for other in others), start=NOTHING)
+        )

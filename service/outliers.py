@@ -1,6 +1,6 @@
 """Outliers: a place that fails much oftener than the others is left out for a while, though some of its calls succeed.
 
-    outlier  <=>  failures / calls >= max(SHARE_MIN, FACTOR x that of all other places together)
+    outlier  <=>  failures / calls >= max(SHARE_MIN, FACTOR x that of all other places together, the broken ones aside)
 
 Calls are counted over a window of WINDOW_S to 2 WINDOW_S; fewer than CALLS_MIN say nothing. Where everybody fails alike
 nobody is an outlier, and at most half of the places are left out at once. Pure: the clock comes in as an argument.
@@ -24,9 +24,6 @@ class Tally:
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(self.calls + other.calls, self.failures + other.failures)
-
-    def __sub__(self, other: "Tally") -> "Tally":
-        return Tally(self.calls - other.calls, self.failures - other.failures)
 
 
 NOTHING: Final = Tally()

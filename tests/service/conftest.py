@@ -276,7 +276,7 @@ routes:
   learned: {models: [one, two], usd_per_quality: 0.05}
   limited: {models: [blind, two], strategy: fixed}
   nobody: {models: [blind], strategy: fixed}
-upstream: {connect_timeout_s: 2, first_byte_timeout_s: 0.3, idle_timeout_s: 0.3}
+upstream: {connect_timeout_s: 2, first_byte_timeout_s: 1, idle_timeout_s: 1}
 """
 
 
