@@ -36,9 +36,9 @@ from feedback.store import Store, StoreError, StoreUnfitError
 from service.admin import admin_app
 from service.app import Gateway, create_app
 from service.calls import Shell
-from service.config import AdminSettings, Settings, StoreSettings, load_settings
+from service.config import AdminSettings, Settings, StoreSettings, parse_settings, read_file
 from service.config_problems import ConfigError
-from service.reload import Reload, reload_and_tell, watch
+from service.reload import ConfigurationFile
 from service.routes import quality_models
 from service.upstream import AiohttpUpstream
 
@@ -141,15 +141,13 @@ async def _serve(settings: Settings, secret: bytes, home: _Home, options: argpar
     )
     gateway = create_app(settings, learning, shell)
 
-    def reload() -> None:
-        gateway.adopt(_settings(options))
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_and_tell, reload)
-    watching = asyncio.create_task(watch(options.config, reload))
+    file = ConfigurationFile(options.config, partial(_parsed, options), gateway.adopt)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload_and_tell)
+    watching = asyncio.create_task(file.watch())
     try:
         async with AsyncExitStack() as stack:
             if settings.admin is not None:
-                await stack.enter_async_context(_admin(gateway, settings.admin, reload))
+                await stack.enter_async_context(_admin(gateway, settings.admin, file))
             await _listening(gateway, settings).serve()
     finally:
         watching.cancel()
@@ -172,10 +170,10 @@ def _listening(app: Gateway, settings: Settings) -> "_Announcing":
 
 
 @asynccontextmanager
-async def _admin(gateway: Gateway, settings: AdminSettings, reload: Reload) -> AsyncIterator[None]:
+async def _admin(gateway: Gateway, settings: AdminSettings, file: ConfigurationFile) -> AsyncIterator[None]:
     """The operator's listener, while the block is open."""
     config = uvicorn.Config(
-        admin_app(gateway, settings, reload),
+        admin_app(gateway, settings, file),
         host=settings.host,
         port=settings.port,
         access_log=False,
@@ -197,6 +195,18 @@ class _Announcing(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, what: str) -> None:
         super().__init__(config)
         self._what = what
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's own, but a signal that was obeyed is not raised once more: it would end what has yet to be closed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
@@ -229,7 +239,12 @@ async def _store(settings: Settings, home: _Home) -> Store:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    settings = load_settings(options.config, os.environ)
+    return _parsed(options, read_file(options.config))
+
+
+def _parsed(options: argparse.Namespace, text: str) -> Settings:
+    path = options.config
+    settings = parse_settings(text, source=str(path), folder=path.parent, environ=os.environ)
     server = settings.server
     server = replace(
         server,

@@ -75,12 +75,14 @@ class Model:
     price_usd_per_mtok_cached_in: for prompt tokens read from the provider's cache; default: as any prompt token.
     reasoning_effort: sent with every request, whatever the client says, so that (model, effort) is an arm of its own;
         one of none, minimal, low, medium, high, xhigh; None: the client's own.
+    withdrawn: it is called no more, though routes list it; what was learned of it is kept. Default false.
     """
 
     arm: Arm
     deployments: tuple[Deployment, ...]
     price_usd_per_mtok_cached_in: float
     reasoning_effort: str | None = None
+    withdrawn: bool = False
 
     @property
     def missing_key_env(self) -> str | None:
@@ -264,6 +266,11 @@ class Settings:
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     """The settings in the file at `path`. Raises ConfigError, which names every problem with its line."""
+    return parse_settings(read_file(path), source=str(path), folder=path.parent, environ=environ)
+
+
+def read_file(path: Path) -> str:
+    """The file's text. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -272,13 +279,12 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     if len(data) > MAX_FILE_BYTES:
         raise _too_long(str(path))
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             str(path), [Problem(line, (), "the file should be UTF-8, and here it is not")]
         ) from None
-    return parse_settings(text, source=str(path), folder=path.parent, environ=environ)
 
 
 def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str, str]) -> Settings:
@@ -290,6 +296,7 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
         raise _too_long(source)
     document = read_yaml(text)
     contents, problems = _validated(document, environ)
+    problems += _routes_without_models(contents, document) if contents else []
     if contents is None or problems:
         raise ConfigError(source, problems)
     return Settings(
@@ -315,6 +322,16 @@ def _validated(document: Document, environ: Mapping[str, str]) -> tuple[FileEntr
         return None, problems + problems_of(error, document)
 
 
+def _routes_without_models(contents: FileEntry, document: Document) -> list[Problem]:
+    closed = [
+        ("routes", name, "models")
+        for name, route in contents.routes.items()
+        if all(contents.models[model].withdrawn for model in route.models)
+    ]
+    sentence = "every model that the route lists is withdrawn; leave it one"
+    return [Problem(document.line_of(location), location, sentence) for location in closed]
+
+
 def _surroundings(document: Document, environ: Mapping[str, str]) -> Surroundings:
     models = document.value.get("models") if isinstance(document.value, dict) else None
     return Surroundings(frozenset(models if isinstance(models, dict) else ()), environ)
@@ -335,6 +352,7 @@ def _model(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Model:
         deployments=_deployments(name, entry, environ),
         price_usd_per_mtok_cached_in=entry.price_usd_per_mtok_in if cached is None else cached,
         reasoning_effort=entry.reasoning_effort,
+        withdrawn=entry.withdrawn,
     )
 
 

@@ -274,6 +274,7 @@ class ModelEntry(_Section):
     tools: bool = True
     images: bool = True
     json_schema: bool = True
+    withdrawn: bool = False
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 

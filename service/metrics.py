@@ -6,6 +6,7 @@ then each answers for all. Otherwise each answers for itself.
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.responses import Response
@@ -17,7 +18,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.chat import Message, Send
 from service.outcomes import Outcome
@@ -103,11 +104,19 @@ class Metrics:
         now_s = gateway.access.clock()
         for name, resting in gateway.pipeline.deployments.resting(now_s).items():
             self._resting.labels(name).set(resting)
-        registry = self._registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self._everybodys()), media_type=CONTENT_TYPE_LATEST)
+
+    def _everybodys(self) -> CollectorRegistry:
+        """What is told: of this process, or of all that share a folder."""
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if not folder:
+            return self._registry
+        for file in Path(folder).glob("gauge_live*_*.db"):
+            if not _is_alive(pid := int(file.stem.rpartition("_")[2])):
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return registry
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"router_{name}", what, labels, registry=self._registry)
@@ -117,3 +126,13 @@ class Metrics:
 
     def _gauge(self, name: str, what: str, mode: Any, *labels: str) -> Gauge:
         return Gauge(f"router_{name}", what, labels, registry=self._registry, multiprocess_mode=mode)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

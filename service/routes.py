@@ -101,9 +101,9 @@ def _served(settings: Settings, learned: Mapping[str, LearnedRoute], tenant: str
     }
     direct: dict[str, ServedRoute] = {}
     for route in routes.values():
-        judge = route.cascade.judge if route.cascade else None
-        for name in (*route.models, *([judge] if judge else [])):
-            direct.setdefault(name, _direct(settings.models[name], route.learned))
+        judges = [route.cascade.judge] if route.cascade and route.cascade.judge else []
+        for model in (*route.models, *judges):
+            direct.setdefault(model, _direct(settings.models[model], route.learned))
     return routes | direct
 
 
@@ -117,7 +117,8 @@ def find_route(routes: Mapping[str, ServedRoute], name: str) -> ServedRoute:
 
 def _routed(name: str, settings: Settings, learned: LearnedRoute) -> ServedRoute:
     route = settings.routes[name]
-    policy, models = _policy(route), {model: settings.models[model] for model in route.models}
+    policy = _policy(route)
+    models = {m: settings.models[m] for m in route.models if not settings.models[m].withdrawn}
     cheaper = any(m.price_usd_per_mtok_cached_in < m.arm.price_usd_per_mtok_in for m in models.values())
     return ServedRoute(
         name=name,
