@@ -106,14 +106,17 @@ def _lifespan(learning: Learning, shell: Shell, *, background: bool) -> Any:
 
 
 def _own_feedback(gateway: Gateway) -> Any:
-    """A dependency of POST /feedback: feedback on another tenant's decision is answered as on none at all."""
+    """A dependency of /feedback: feedback on another tenant's decision is answered as on none at all."""
 
     async def check(request: Request) -> None:
         tenant = gateway.access.caller(request.headers.raw).tenant
         if not gateway.settings.keys:
             return
         try:
-            decision_id = bare_id(orjson.loads(await request.body())["decision_id"])
+            named = (
+                request.path_params.get("decision_id") or orjson.loads(await request.body())["decision_id"]
+            )
+            decision_id = bare_id(named)
         except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
             return  # refused as malformed, a step further on
         own_route(gateway.learning.intake, decision_id, tenant)

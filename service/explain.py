@@ -12,7 +12,6 @@ import numpy as np
 
 from bandit.arms import Arm, Exclusion
 from bandit.decide import Decision
-from bandit.objective import Objective
 from bandit.policy import Policy, Thompson
 from bandit.posterior import Posterior
 from bandit.types import Context, Needs, Vector
@@ -25,24 +24,19 @@ BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utilit
 Belief = list[float | None]  # in the order of BELIEFS
 
 
-def beliefs(
-    policy: Policy, posterior: Posterior, context: Context, candidates: Sequence[Arm]
-) -> list[Belief]:
+def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> list[Belief]:
     """What is believed of each candidate. utility: of the expected quality, None where the policy weighs nothing."""
-    names = [arm.name for arm in candidates]
-    prediction = posterior.quality.predict(context.x, names)
-    spread = np.sqrt((prediction.shared**2).sum(axis=1) + prediction.own**2)  # (K,)
-    cost_usd = posterior.cost.expected_usd(candidates, context.needs)
-    utility = expected_utility(policy, posterior, context, candidates)
+    cost_usd = posterior.cost.expected_usd(decision.candidates, decision.context.needs)  # (K,)
+    utility = _utility(policy, posterior, decision.candidates, decision.quality_mean, cost_usd)
     return [
         [
-            round(float(prediction.mean[k]), DIGITS),
-            round(float(spread[k]), DIGITS),
+            round(float(decision.quality_mean[k]), DIGITS),
+            round(float(decision.quality_sd[k]), DIGITS),
             float(f"{cost_usd[k]:.6g}"),
-            _latency_s(posterior, name),
+            _latency_s(posterior, arm.name),
             None if utility is None else round(float(utility[k]), DIGITS),
         ]
-        for k, name in enumerate(names)
+        for k, arm in enumerate(decision.candidates)
     ]
 
 
@@ -50,15 +44,9 @@ def expected_utility(
     policy: Policy, posterior: Posterior, context: Context, candidates: Sequence[Arm]
 ) -> Vector | None:
     """(K,) utility of each candidate's expected quality; None where the policy weighs nothing."""
-    if not isinstance(policy, Thompson):
-        return None
-    objective: Objective = policy.objective
-    names = [arm.name for arm in candidates]
-    mean = posterior.quality.predict(context.x, names).mean
-    reference = int(np.argmax(posterior.quality.typical(names)))
+    mean = posterior.quality.predict(context.x, [arm.name for arm in candidates]).mean
     cost_usd = posterior.cost.expected_usd(candidates, context.needs)
-    utility: Vector = objective.utility(mean[None, :], cost_usd, reference)[0]
-    return utility
+    return _utility(policy, posterior, candidates, mean, cost_usd)
 
 
 def explanation_of(
@@ -141,3 +129,13 @@ def _latency_s(posterior: Posterior, arm: str) -> float | None:
     """Mean of the calls that were timed; None before the first."""
     calls = posterior.cost.calls.get(arm)
     return round(calls.latency_us / calls.timed * 1e-6, 4) if calls is not None and calls.timed else None
+
+
+def _utility(
+    policy: Policy, posterior: Posterior, candidates: Sequence[Arm], mean: Vector, cost_usd: Vector
+) -> Vector | None:
+    if not isinstance(policy, Thompson):
+        return None
+    reference = int(np.argmax(posterior.quality.typical([arm.name for arm in candidates])))
+    utility: Vector = policy.objective.utility(mean[None, :], cost_usd, reference)[0]
+    return utility

@@ -239,7 +239,7 @@ class Pipeline:
         self, request: _Request, decision: Decision, excluded: tuple[Exclusion, ...]
     ) -> dict[str, Any]:
         posterior = request.route.learned.replica.posterior
-        believed = beliefs(request.policy, posterior, request.context, decision.candidates)
+        believed = beliefs(request.policy, posterior, decision)
         return explanation_of(request.route.name, request.policy, decision, excluded, believed)
 
     def _drop(self, request: _Request, attempt: Attempt, failed: FailedError) -> None:

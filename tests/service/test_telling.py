@@ -176,6 +176,8 @@ def test_a_tenant_sees_and_rates_its_own_decisions_only(start_lab, scripts):
     assert (
         (foreign.status_code, foreign.json()) == (forged.status_code, forged.json()) == (404, foreign.json())
     )
+    assert lab.client.delete(f"/feedback/{decision}", headers=bearer("key-b")).json() == forged.json()
+    assert lab.client.delete(f"/feedback/{decision}").status_code == 401
     assert lab.client.get(f"/v1/decisions/{decision}", headers=bearer("key-b")).status_code == 404
     assert lab.client.get(f"/v1/decisions/{decision}", headers=bearer("key-c")).status_code == 200
     assert lab.client.post("/feedback", json=rating, headers=bearer("key-c")).json()["status"] == "applied"
