@@ -78,7 +78,7 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
     """One attempt at one place. first_byte: ticks, 0 until it is there. settled: its outcome was told."""
 
     attempt: Attempt
@@ -115,17 +115,33 @@ class Calls:
             visited.append(visit.place)
             tries.made += 1
             try:
-                return await self._call(_Call(attempt, visit, Usage()), stack)
+                return await self._call(Call(attempt, visit, Usage()), stack)
             except FailedError as failed:
                 failure = failed
                 if failed.fault in ("unfit", "client"):
                     break  # another place of the same model would say the same
         raise failure
 
-    async def _call(self, call: _Call, stack: AsyncExitStack) -> Answer:
+    def open(self, attempt: Attempt) -> Call:
+        """A call that somebody else makes, who reports of it with `tell` and ends it with `leave`. Raises FailedError."""
+        visit = self._deployments.visit(attempt.model.arm.name, self.now_s)
+        if visit is None:
+            message = f"{attempt.model.arm.name} takes no more requests for the moment"
+            raise FailedError(UnavailableError(message, 1), "full")
+        return Call(attempt, visit, Usage())
+
+    def tell(self, call: Call, failed: FailedError | None = None) -> None:
+        """What came of a call that somebody else made; what it took stands in its usage."""
+        if failed is not None:
+            self._failed(call, failed)
+            return
+        self._begun(call)
+        self._finished(call)
+
+    async def _call(self, call: Call, stack: AsyncExitStack) -> Answer:
         model, place = call.attempt.model, call.deployment
         async with AsyncExitStack() as trial:
-            trial.callback(self._leave, call)
+            trial.callback(self.leave, call)
             try:
                 sending = self._shell.upstream.send(
                     f"{place.base_url}/chat/completions", _headers(place), _body(call.attempt, place)
@@ -142,7 +158,7 @@ class Calls:
             stack.push_async_exit(trial.pop_all())
             return answer
 
-    async def _receive(self, call: _Call, reply: Reply) -> Answer:
+    async def _receive(self, call: Call, reply: Reply) -> Answer:
         attempt, name, asked = call.attempt, call.attempt.model.arm.name, call.attempt.ask
         if reply.status != 200:
             body = await reply.read()
@@ -195,7 +211,7 @@ class Calls:
         what = "told of an error" if usage.failed else "ended its stream"
         raise FailedError(UpstreamFailedError(f"{model} {what} before it answered"))
 
-    async def _metered(self, call: _Call, events: AsyncIterator[bytes], first: bytes) -> AsyncIterator[bytes]:
+    async def _metered(self, call: Call, events: AsyncIterator[bytes], first: bytes) -> AsyncIterator[bytes]:
         """The rest of a stream. After its first byte nothing is tried again: a failure is told in the stream."""
         name, secret = call.attempt.model.arm.name, call.deployment.api_key
         yield first
@@ -213,16 +229,16 @@ class Calls:
             else:
                 self._finished(call)
 
-    def _broke_off(self, call: _Call, message: str) -> bytes:
+    def _broke_off(self, call: Call, message: str) -> bytes:
         error = UpstreamFailedError(message)
         self._failed(call, FailedError(error))
         return b"data: " + error.body() + b"\n\n"
 
-    def _begun(self, call: _Call) -> None:
+    def _begun(self, call: Call) -> None:
         call.first_byte = self._shell.ticks()
         self._deployments.begun(call.visit)
 
-    def _finished(self, call: _Call) -> None:
+    def _finished(self, call: Call) -> None:
         self._deployments.answered(call.visit, self.now_s)
         attempt, usage = call.attempt, call.usage
         ticks = self._shell.ticks()
@@ -242,7 +258,7 @@ class Calls:
         attempt.route.learned.recorder.called(attempt.decision.arm.name, timed)
         self._settle(call, "answered")
 
-    def _failed(self, call: _Call, failed: FailedError) -> None:
+    def _failed(self, call: Call, failed: FailedError) -> None:
         """A place at fault is reported so; a full one asked for time; a request at fault leaves the place its good name."""
         now_s = self.now_s
         match failed.fault:
@@ -258,13 +274,13 @@ class Calls:
                 self._deployments.answered(call.visit, now_s)
                 self._settle(call, "refused", failed.error.message)
 
-    def _leave(self, call: _Call) -> None:
+    def leave(self, call: Call) -> None:
         """The call's connection is given up or back. Where nothing was told of it yet, its client has left."""
         if not call.settled:
             self._settle(call, "aborted")
         self._deployments.left(call.visit)
 
-    def _settle(self, call: _Call, status: Status, error: str | None = None) -> None:
+    def _settle(self, call: Call, status: Status, error: str | None = None) -> None:
         call.settled = True
         attempt, usage = call.attempt, call.usage
         tokens_in, tokens_out = usage.tokens_in, usage.tokens_out

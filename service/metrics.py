@@ -6,6 +6,7 @@ then each answers for all. Otherwise each answers for itself.
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,11 +30,23 @@ if TYPE_CHECKING:
 SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """Of one model on one route: looked up once."""
+
+    latency: Histogram
+    first_byte: Histogram
+    tokens_in: Counter
+    tokens_out: Counter
+    cost: Counter
+
+
 class Metrics:
     """One registry of its own, so that several gateways may live in one process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._series: dict[tuple[str, str], _Series] = {}
         counter, histogram = self._counter, self._histogram
         self._requests = counter(
             "requests", "Chat requests answered, by the status the client saw.", "status"
@@ -69,16 +82,27 @@ class Metrics:
 
     def called(self, outcome: Outcome) -> None:
         route, model = outcome.route, outcome.model
+        series = self._series.get((route, model)) or self._new_series(route, model)
         self._calls.labels(route, model, outcome.status).inc()
         if outcome.first_byte_s is not None:
-            self._first_byte.labels(model).observe(outcome.first_byte_s)
+            series.first_byte.observe(outcome.first_byte_s)
         if outcome.status == "answered":
-            self._latency.labels(model).observe(outcome.latency_s)
+            series.latency.observe(outcome.latency_s)
         if outcome.tokens_in is not None and outcome.tokens_out is not None:
-            self._tokens.labels(model, "in").inc(outcome.tokens_in)
-            self._tokens.labels(model, "out").inc(outcome.tokens_out)
+            series.tokens_in.inc(outcome.tokens_in)
+            series.tokens_out.inc(outcome.tokens_out)
         if outcome.cost_usd is not None:
-            self._cost.labels(route, model).inc(max(outcome.cost_usd, 0.0))
+            series.cost.inc(max(outcome.cost_usd, 0.0))
+
+    def _new_series(self, route: str, model: str) -> "_Series":
+        series = self._series[route, model] = _Series(
+            latency=self._latency.labels(model),
+            first_byte=self._first_byte.labels(model),
+            tokens_in=self._tokens.labels(model, "in"),
+            tokens_out=self._tokens.labels(model, "out"),
+            cost=self._cost.labels(route, model),
+        )
+        return series
 
     def counted(self, send: Send, *, clock: Callable[[], float]) -> Send:
         """`send`, with the request counted by its status and timed to its end."""

@@ -7,7 +7,7 @@ Nothing on this line waits for the store. Until the first byte of an answer has 
 next decision is made among the rest; every attempt is a decision of its own, with an id of its own.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -21,7 +21,7 @@ from bandit.policy import Policy
 from bandit.types import Context
 from feedback.records import encode_record, prefix_of
 from service.access import ANYBODY, Caller
-from service.calls import Answer, Attempt, Calls, Shell, Tries
+from service.calls import Answer, Attempt, Call, Calls, Shell, Tries
 from service.cascade import judge_request, judge_score, text_of, token_confidence, without_logprobs
 from service.config import Cascade, Settings
 from service.deployments import REASONS, Deployments
@@ -75,9 +75,9 @@ class Pipeline:
         self.routes, self.outcomes = routes, outcomes
         self.deployments = Deployments(settings.models)
         self._shell, self._settings = shell, settings
-        self._calls = Calls(shell, self.deployments, outcomes, settings.upstream)
+        self.calls = Calls(shell, self.deployments, outcomes, settings.upstream)
         self._sessions = Sessions()
-        self.budget = RetryBudget(settings.upstream.retry_share, now_s=self._calls.now_s)
+        self.budget = RetryBudget(settings.upstream.retry_share, now_s=self.calls.now_s)
 
     def adopt(self, settings: Settings, routes: Mapping[str, Routes]) -> None:
         """Serve these models and routes from the next request on; those under way go on as they began."""
@@ -113,6 +113,20 @@ class Pipeline:
         told = shown(explanation, chosen=decision.arm.name, propensity=decision.propensity, reasons=reasons)
         return {"decision_id": None, **told}
 
+    def choose(self, ask: ChatRequest, caller: Caller = ANYBODY, *, without: Collection[str] = ()) -> Call:
+        """A decision that is recorded, and a call that somebody else makes. without: models that failed. Raises ApiError."""
+        request = self._request(ask, caller)
+        request.decisions = len(without)
+        for name in without:
+            request.out.setdefault(name, Exclusion(name, "unavailable", "failed in this request"))
+        attempt = self._attempt(request, None)
+        try:
+            call = self.calls.open(attempt)
+        except FailedError as failed:
+            raise failed.error from failed
+        self._hold(request, attempt)
+        return call
+
     def _request(self, ask: ChatRequest, caller: Caller) -> _Request:
         route = find_route(self.routes[caller.tenant], ask.model)
         context = context_of(ask.prompt)
@@ -140,13 +154,17 @@ class Pipeline:
             except FailedError as failed:
                 failure = _with_headers(failed.error, request)
                 self._drop(request, attempt, failed)
-                if failed.fault == "client" or not request.tries.again(self._calls.now_s):
+                if failed.fault == "client" or not request.tries.again(self.calls.now_s):
                     raise failure from failed
                 continue
-            if request.conversation is not None:
-                tokens, name = request.context.needs.tokens_in, tried.attempt.model.arm.name
-                self._sessions.hold(request.conversation.next, name, tokens, self._calls.now_s)
+            self._hold(request, tried.attempt)
             return tried
+
+    def _hold(self, request: _Request, attempt: Attempt) -> None:
+        """The model that is called now holds the conversation's cache."""
+        if request.conversation is not None:
+            tokens, name = request.context.needs.tokens_in, attempt.model.arm.name
+            self._sessions.hold(request.conversation.next, name, tokens, self.calls.now_s)
 
     async def _try(self, request: _Request, attempt: Attempt) -> _Tried:
         """One attempt, or two where the first is slow and the route hedges. Raises FailedError."""
@@ -161,13 +179,13 @@ class Pipeline:
 
     def _second(self, request: _Request) -> Any:
         candidates, _ = self._candidates(request)
-        if not candidates or not request.tries.again(self._calls.now_s):
+        if not candidates or not request.tries.again(self.calls.now_s):
             return None
         return self._make(request, self._attempt(request, None))
 
     async def _make(self, request: _Request, attempt: Attempt) -> _Tried:
         stack = AsyncExitStack()
-        return _Tried(attempt, await self._calls.make(attempt, request.tries, stack), stack)
+        return _Tried(attempt, await self.calls.make(attempt, request.tries, stack), stack)
 
     def _attempt(self, request: _Request, failure: ApiError | None, *, logprobs: bool = False) -> Attempt:
         """The next decision. failure: raised where nobody is left to ask, if there was one. Raises ApiError."""
@@ -189,7 +207,7 @@ class Pipeline:
         }
         arms = [arm for arm in request.arms if arm.name not in request.out]
         able, unable = eligible(arms, request.context.needs, waiting)
-        faults = self.deployments.faults([arm.name for arm in able], self._calls.now_s)
+        faults = self.deployments.faults([arm.name for arm in able], self.calls.now_s)
         excluded = (*request.out.values(), *unable)
         if faults:
             excluded += tuple(Exclusion(name, fault, REASONS[fault]) for name, fault in faults.items())
@@ -199,7 +217,7 @@ class Pipeline:
 
     def _held(self, request: _Request) -> Held | None:
         key = request.conversation.continued if request.conversation else None
-        return self._sessions.held(key, self._calls.now_s) if key else None
+        return self._sessions.held(key, self.calls.now_s) if key else None
 
     def _kept(
         self, request: _Request, able: tuple[Arm, ...], excluded: tuple[Exclusion, ...], held: Held
@@ -259,7 +277,7 @@ class Pipeline:
             message = (
                 f"every model of the route '{request.route.name}' that could serve this has all it can take"
             )
-            return RateLimitError(message, self.deployments.free_in_s(busy, self._calls.now_s))
+            return RateLimitError(message, self.deployments.free_in_s(busy, self.calls.now_s))
         if all(exclusion.code in AT_FAULT for exclusion in excluded):
             message = (
                 f"no model of the route '{request.route.name}' can be called now; the gateway's log says why"

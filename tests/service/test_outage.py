@@ -55,7 +55,7 @@ def test_a_model_that_has_recovered_is_called_again_once_a_probe_has_found_it_we
 ):
     """The breaker's clock is moved on by hand."""
     lab, ahead = start_lab(CONFIG), {"s": 0.0}
-    calls = lab.gateway.pipeline._calls
+    calls = lab.gateway.pipeline.calls
     ticks = calls._shell.ticks
     moved = type(calls._shell)(
         calls._shell.upstream, calls._shell.now, lambda: ticks() + int(ahead["s"] * 1e9), calls._shell.new_id

@@ -226,7 +226,7 @@ def test_metrics_count_requests_calls_tokens_and_money_with_labels_from_closed_l
     assert 'router_calls_total{model="two",outcome="answered",route="auto"} 2.0' in lines
     assert 'router_tokens_total{direction="out",model="two"} 22.0' in lines
     assert 'router_call_duration_seconds_count{model="two"} 2.0' in lines
-    (cost,) = [line for line in lines if line.startswith("router_cost_usd_total{")]
+    (cost,) = [line for line in lines if line.startswith('router_cost_usd_total{model="two"')]
     assert float(cost.split()[-1]) == pytest.approx(2 * (7 * 3 + 11 * 6) / 1e6)
     assert 'router_places_resting{model="one"} 0.0' in lines
     for secret in ("no-such-model", "u-1", "s-1", "sk-upstream"):
