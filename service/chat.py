@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from service.access import Access, Admission
-from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError
+from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError, RequestTimeoutError
 from service.pipeline import Pipeline
 from service.request import parse_chat
 
@@ -20,13 +20,24 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 PATH: Final = "/v1/chat/completions"
+BODY_TIMEOUT_S: Final = 30.0
 JSON: Final = {"content-type": "application/json"}
 log = logging.getLogger(__name__)
 
 
 class ChatRoute:
-    def __init__(self, pipeline: Pipeline, access: Access, *, max_body_bytes: int) -> None:
-        self._pipeline, self._access, self._max_body_bytes = pipeline, access, max_body_bytes
+    """body_timeout_s: how long a client may take to say what it wants."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        access: Access,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float = BODY_TIMEOUT_S,
+    ) -> None:
+        self._pipeline, self._access = pipeline, access
+        self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -45,7 +56,11 @@ class ChatRoute:
 
     async def _serve(self, admission: Admission, receive: Receive, send: Send) -> None:
         """Raises ApiError while nothing is sent yet."""
-        body = await self._body(receive)
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                body = await self._body(receive)
+        except TimeoutError:
+            raise RequestTimeoutError(self._body_timeout_s) from None
         if body is None:
             return  # the client left before it had said what it wants
         work = asyncio.create_task(self._respond(body, admission, send))

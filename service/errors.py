@@ -5,6 +5,7 @@ ApiError                        any status; the others below are its common shap
 │   └── NoEligibleModelError    no model of the route can serve the request, with the reason for each
 ├── UnauthorizedError       401 no key, or none that is known here
 ├── ModelNotFoundError      404 neither a route nor a model of this gateway
+├── RequestTimeoutError     408 the body did not come in time
 ├── PayloadTooLargeError    413 the body is longer than the gateway reads
 ├── RateLimitError          429 the caller, or every model for it, has done as much as it may; says when to come back
 ├── UpstreamFailedError     502 every model tried failed
@@ -113,6 +114,12 @@ class PayloadTooLargeError(ApiError):
     def __init__(self, max_body_bytes: int) -> None:
         message = f"The request body is too large; this gateway reads at most {max_body_bytes} bytes."
         super().__init__(message, status=413, type="invalid_request_error", code="payload_too_large")
+
+
+class RequestTimeoutError(ApiError):
+    def __init__(self, timeout_s: float) -> None:
+        message = f"The request body did not come within {timeout_s:g} s."
+        super().__init__(message, status=408, type="invalid_request_error", code="request_timeout")
 
 
 class UpstreamFailedError(ApiError):

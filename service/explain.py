@@ -115,12 +115,14 @@ def shown_record(
 
 
 def _choice(candidates: Sequence[Mapping[str, Any]], chosen: str) -> str:
-    """exploit: the highest expected utility was chosen; explore: another; only: there was no choice."""
+    """exploit: the highest expected utility was chosen; explore: another; only: there was no choice;
+    unweighed: the strategy knows no utility.
+    """
     if len(candidates) == 1:
         return "only"
     weighed = [candidate for candidate in candidates if candidate["utility"] is not None]
     if not weighed:
-        return "fixed"
+        return "unweighed"
     best = max(weighed, key=lambda candidate: float(candidate["utility"]))
     return "exploit" if best["model"] == chosen else "explore"
 

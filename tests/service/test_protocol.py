@@ -3,6 +3,7 @@
 Each case is one sentence. `one` and `two` are the models of the route `auto`, asked in this order.
 """
 
+import asyncio
 import json
 import socket
 
@@ -556,6 +557,35 @@ routes:
   auto: {models: [one], strategy: fixed}
 server: {max_concurrent: 2}
 """
+
+
+async def test_a_client_that_never_says_what_it_wants_is_told_so():
+    """One byte a second, or none: in bare ASGI, where the limit can be short."""
+    from service.access import ANYBODY, Admission
+    from service.chat import ChatRoute
+
+    class Everybody:
+        at_once = 1
+
+        def admit(self, _):
+            return Admission(self, None, ANYBODY)
+
+    sent, forever = [], asyncio.Event()
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive():
+        if (message := next(messages, None)) is None:
+            await forever.wait()
+        return message
+
+    async def send(message):
+        sent.append(message)
+
+    access = Everybody()
+    route = ChatRoute(None, access, max_body_bytes=100, body_timeout_s=0.01)
+    await route({"method": "POST", "headers": []}, receive, send)
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]) == (408, "request_timeout")
+    assert access.at_once == 0
 
 
 def test_the_table_is_long_enough():
