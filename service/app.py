@@ -26,7 +26,7 @@ from service.access import Access
 from service.calls import Shell
 from service.chat import PATH, ChatRoute, Message, Receive, Scope, Send
 from service.config import Settings
-from service.decisions import decisions_router, own_route
+from service.decisions import PREVIEW_PATH, decisions_router, own_route
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
 from service.metrics import Metrics
 from service.outcomes import Outcomes
@@ -61,7 +61,8 @@ class Gateway:
         if scope["path"] == PATH:
             await self.chat(scope, receive, self.metrics.counted(send, clock=self.access.clock))
         else:
-            await self.rest(scope, _bounded(receive), send)
+            large = self.settings.server.max_body_bytes if scope["path"] == PREVIEW_PATH else SMALL_BODY_BYTES
+            await self.rest(scope, _bounded(receive, large), send)
 
     def adopt(self, settings: Settings) -> None:
         """Serve these models, routes and keys from now on. Raises ReloadError, and then nothing has changed.
@@ -252,17 +253,17 @@ def add_error_handlers(app: FastAPI) -> None:
         return _response(ApiError(message, status=500, type="server_error", code="internal_error"))
 
 
-def _bounded(receive: Receive) -> Receive:
-    """A request's body up to SMALL_BODY_BYTES: no route but the chat needs more."""
+def _bounded(receive: Receive, limit_bytes: int) -> Receive:
+    """A request's body up to so many bytes."""
     read = 0
 
     async def receive_bounded() -> Message:
         nonlocal read
         message = await receive()
         read += len(message.get("body", b""))
-        if read > SMALL_BODY_BYTES:
+        if read > limit_bytes:
             raise HTTPException(
-                413, f"The request body is too large; at most {SMALL_BODY_BYTES} bytes are read here."
+                413, f"The request body is too large; at most {limit_bytes} bytes are read here."
             )
         return message
 

@@ -1,6 +1,6 @@
 """Telling what was decided: `POST /v1/decision` asks what would be, `GET /v1/decisions/{id}` what was and came of it."""
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
 
@@ -15,13 +15,14 @@ from service.explain import shown_record
 from service.pipeline import Pipeline
 from service.request import parse_chat
 
-FORGED = ""  # an id that nobody ever made
+PREVIEW_PATH: Final = "/v1/decision"
+FORGED: Final = ""  # an id that nobody ever made
 
 
 def decisions_router(pipeline: Pipeline, learning: Learning, access: Access) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/decision")
+    @router.post(PREVIEW_PATH)
     async def preview(request: Request) -> dict[str, Any]:
         """The decision on a chat request, without making it: takes the very body of /v1/chat/completions."""
         admission = access.admit(request.headers.raw)

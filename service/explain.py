@@ -6,6 +6,7 @@ objective makes of them, and the probability with which it was chosen. Per model
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,21 @@ from feedback.records import DecisionPrefix
 from service.outcomes import Outcome
 
 DIGITS: Final = 6
+CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "candidates": "the request did not name it as a candidate",
+        "rule": "a rule of the route left it out",
+        "context_window": "the request did not fit its window",
+        "tools": "the request offered tools and it cannot call them",
+        "images": "the request showed images and it cannot see them",
+        "json_schema": "the request gave a JSON schema and it keeps to none",
+        "unavailable": "it had no key here, or had failed in this request before",
+        "busy": "it took no more requests at that moment",
+        "resting": "it was given a rest after failures",
+        "session": "the conversation stayed with the model that holds its cache",
+        "cascade": "its answer in this request was not good enough",
+    }
+)
 BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utility")
 
 Belief = list[float | None]  # in the order of BELIEFS
@@ -91,7 +107,7 @@ def shown(
         "choice": _choice(candidates, chosen),
         "candidates": candidates,
         "excluded": [
-            {"model": name, "code": code, "reason": reasons.get(name)}
+            {"model": name, "code": code, "reason": reasons.get(name) or CODES.get(code)}
             for name, code in explanation["excluded"].items()
         ],
         "needs": asdict(Needs(*explanation["needs"])),

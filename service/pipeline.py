@@ -25,7 +25,7 @@ from service.calls import Answer, Attempt, Call, Calls, Shell, Tries
 from service.cascade import judge_request, judge_score, text_of, token_confidence, without_logprobs
 from service.config import Cascade, Settings
 from service.deployments import REASONS, Deployments
-from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnavailableError
+from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
 from service.explain import beliefs, expected_utility, explanation_of, shown
 from service.hedge import hedged
 from service.narrowing import narrowed
@@ -128,7 +128,10 @@ class Pipeline:
         return call
 
     def _request(self, ask: ChatRequest, caller: Caller) -> _Request:
-        route = find_route(self.routes[caller.tenant], ask.model)
+        routes = self.routes.get(caller.tenant)
+        if routes is None:  # its key was withdrawn while the request was on its way
+            raise UnauthorizedError
+        route = find_route(routes, ask.model)
         context = context_of(ask.prompt)
         policy, tag = route.policy_for(ask.extension)
         arms, out = narrowed(route.arms, route.rules, ask, caller, context.needs)

@@ -56,13 +56,27 @@ def test_a_preview_gives_the_reason_for_every_exclusion_and_the_same_errors_as_a
         assert asked.json() == previewed.json()
 
 
+def test_a_preview_takes_as_long_a_prompt_as_a_request_does(lab):
+    messages = [{"role": "user", "content": "word " * 50_000}]
+    told = lab.client.post("/v1/decision", json={"model": "limited", "messages": messages})
+    assert told.json()["needs"]["tokens_in"] == 62_500
+    long = [{"role": "user", "content": "word " * 1_000_000}]
+    assert lab.client.post("/v1/decision", json={"model": "limited", "messages": long}).status_code == 413
+
+
 def test_a_decision_is_read_by_the_id_of_its_answer_with_what_its_calls_took(lab, scripts):
     lab.says(one=scripts.fails(500), two=scripts.says(200, scripts.completion()))
     answer = lab.ask()
     told = lab.client.get(f"/v1/decisions/{answer.json()['id']}").json()
     assert told["decision_id"] == answer.headers["x-router-decision-id"]
     assert (told["route"], told["model"], told["attempt"]) == ("auto", "two", 1)
-    assert told["excluded"] == [{"model": "one", "code": "unavailable", "reason": None}]
+    assert told["excluded"] == [
+        {
+            "model": "one",
+            "code": "unavailable",
+            "reason": "it had no key here, or had failed in this request before",
+        }
+    ]
     (call,) = told["calls"]
     assert (call["status"], call["place"], call["tokens_out"]) == ("answered", "two", 11)
     assert call["cost_usd"] == pytest.approx((7 * 3 + 11 * 6) / 1e6)
