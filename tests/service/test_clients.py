@@ -311,6 +311,19 @@ def _logprobs(client, lab, s):
     assert [choice.logprobs.content[0].logprob for choice in choices] == [-0.1, -0.1]
 
 
+@scenario("several choices and log probabilities", LangChain)
+def _logprobs_langchain(client, lab, s):
+    reply = s.completion("a")
+    token = {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}
+    reply["choices"] = [
+        c | {"index": i, "logprobs": {"content": [token]}} for c in reply["choices"] for i in (0, 1)
+    ]
+    lab.says(one=s.says(200, reply))
+    (generations,) = client().model(n=2, logprobs=True).generate([[HumanMessage("hi")]]).generations
+    told = [g.generation_info["logprobs"]["content"][0]["logprob"] for g in generations]
+    assert told == [-0.1, -0.1]
+
+
 @scenario("errors by class", *OPENAI)
 def _errors(client, lab, s):
     speaker = client()
@@ -348,6 +361,21 @@ def _error_in_stream(client, lab, s):
     assert got == ["a"]
 
 
+@scenario("an error in mid-stream", LangChain)
+def _error_in_stream_langchain(client, lab, s):
+    lab.says(one=s.streams(s.piece("a"), s.HOLD, then="reset"))
+    got = []
+    with pytest.raises(openai.APIError, match="in the middle"):
+        _read_langchain(client().model(stream_usage=False), lab, got)
+    assert "".join(got) == "a"
+
+
+def _read_langchain(model: ChatOpenAI, lab, got: list) -> None:
+    for chunk in model.stream("hi"):
+        got.append(chunk.content)
+        lab.upstreams.asked[-1].released.set()
+
+
 def _read_and_release(speaker, lab, got: list) -> None:
     if isinstance(speaker, SyncOpenAI):
         for chunk in speaker.chat(stream=True):
@@ -371,6 +399,14 @@ def _timeout(client, lab, s):
     assert lab.upstreams.asked[0].left.wait(30)
 
 
+@scenario("the client's own timeout", LangChain)
+def _timeout_langchain(client, lab, s):
+    lab.says(one=s.silent(), two=s.silent())
+    with pytest.raises(openai.APITimeoutError):
+        client().model(timeout=0.1).invoke("hi")
+    assert lab.upstreams.asked[0].left.wait(30)
+
+
 @scenario("the client's own retries", *OPENAI)
 def _retries(client, lab, s):
     """A full model is asked again by the SDK when the gateway says so; what the gateway has tried itself is not."""
@@ -390,10 +426,28 @@ def _retries(client, lab, s):
     assert len(lab.upstreams.asked) == asked + 2
 
 
+@scenario("the client's own retries", LangChain)
+def _retries_langchain(client, lab, s):
+    lab.says(one=s.fails(500), two=s.fails(500))
+    with pytest.raises(openai.InternalServerError):
+        client().model(max_retries=5).invoke("hi")
+    assert lab.upstreams.models_asked() == ["one", "two"]
+
+
 @scenario("leaving in mid-stream", *OPENAI)
 def _leave(client, lab, s):
     lab.says(one=s.streams(s.piece("a"), then="silence"))
     client().leave()
+    assert lab.upstreams.asked[0].left.wait(30)
+    lab.until(lambda: lab.outcomes() == [("one", "aborted")])
+
+
+@scenario("leaving in mid-stream", LangChain)
+def _leave_langchain(client, lab, s):
+    lab.says(one=s.streams(s.piece("a"), then="silence"))
+    stream = client().model(stream_usage=False).stream("hi")
+    assert next(stream).content == "a"
+    stream.close()
     assert lab.upstreams.asked[0].left.wait(30)
     lab.until(lambda: lab.outcomes() == [("one", "aborted")])
 
