@@ -7,7 +7,7 @@ to set change. The input is bytes that a JSON parser has already accepted as an 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Final
 
 # Possessive, so that nothing is kept for backtracking: a string of megabytes costs no memory. No group that repeats
@@ -50,6 +50,11 @@ def without_key(data: bytes, key: str) -> bytes:
             kept.append(member if kept else member.lstrip(b", \t\r\n"))
         done = end
     return b"".join((data[:begun], *kept, data[done:]))
+
+
+def value_ends(data: bytes, keys: Container[str]) -> list[int]:
+    """Where the values of these top-level keys end, one for each time that one is written."""
+    return [end for key, _, end in _members(data) if key in keys]
 
 
 def duplicate_keys(data: bytes) -> tuple[str, ...]:
