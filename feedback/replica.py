@@ -72,6 +72,11 @@ class Replica:
         self._patience_s, self._empty_since = patience_s, float("inf")
         self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
 
+    def adopt_model(self, model: QualityModel) -> None:
+        """Believe by this model from now on: another registry, another prior. What was learned is the same."""
+        self._model = model
+        self._adopt(self.state)
+
     def has_seen(self, token: str) -> bool:
         """The entry is in the history that this replica holds (asked of recent tokens only)."""
         return token == self.state.cursor or token in self._seen
