@@ -14,9 +14,9 @@ breaks it in another, and finds a drop of 0.1 far later (`python -m simulations 
 
 The offset and the spread s2 are learned from the arm's own innovations, for a judge may be stricter than the pool and a
 posterior pools the noise of all arms. A rating whose expectation was itself unsure when deciding says nothing of drift
-and is passed over: where feedback is late, hundreds of decisions may share the error of one early belief. w is 0 for the first labels, while they are learned, then 1, and nearly 0 where
-ratings hardly vary: nothing can be said there until they do. Everything is scalar IEEE arithmetic (+ - * /), so every
-replica computes the same bits.
+and is passed over: where feedback is late, hundreds of decisions may share the error of one early belief. w is 0 for the
+first labels, while offset and spread are learned, then 1, and nearly 0 where ratings hardly vary: nothing can be said
+there until they do. Everything is scalar IEEE arithmetic (+ - * /), so every replica computes the same bits.
 """
 
 from collections.abc import Collection, Mapping
@@ -37,9 +37,7 @@ WARM_UP_LABELS: Final = 30.0
 WEIGHT_MIN: Final = 0.0001  # of a label where ratings do not vary
 OFFSET_LABELS: Final = 10.0  # pseudo-labels that hold the offset at 0 and the variance at VARIANCE_BEFORE
 VARIANCE_BEFORE: Final = 0.05
-UNSURE: Final = (
-    0.25  # variance of an expectation, in units of the ratings' own, above which it is none to hold them to
-)
+UNSURE: Final = 0.25  # of the ratings' own variance: an expectation with more is none to hold them to
 MEMORY_LABELS: Final = 1000.0  # over how many labels offset and spread are averaged
 LEANING: Final = 50.0  # likelihood ratio that fewer than one detector in twenty holds by chance at any time
 

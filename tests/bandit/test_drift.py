@@ -242,4 +242,4 @@ def test_ratings_that_come_a_hundred_late_are_no_drift():
             mean = (0.8 + float(ratings[: max(number - 100, 0)].sum())) / n
             detector = detector if detector.alarm else detector.after(float(rating), mean, math.sqrt(0.2 / n))
         alarms += detector.alarm is not None
-    assert alarms <= 2  # of 50 streams; were unsure expectations not passed over, it would be nearly all
+    assert alarms <= 5  # of 50 streams; were unsure expectations not passed over, it would be all of them
