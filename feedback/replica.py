@@ -64,7 +64,8 @@ class Replica:
         self.state = State(TAG, DIMENSION)
         self.posterior: Posterior = self.state.posterior(model)
         self.counters = Counters()
-        self._log, self._model, self._clock = log, model, clock
+        self.model = model
+        self._log, self._clock = log, clock
         self._reader = Reader()
         self._answered: dict[str, float] = {}  # alarm -> when this replica answered it, by its clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
@@ -74,7 +75,7 @@ class Replica:
 
     def adopt_model(self, model: QualityModel) -> None:
         """Believe by this model from now on: another registry, another prior. What was learned is the same."""
-        self._model = model
+        self.model = model
         self._adopt(self.state)
 
     def has_seen(self, token: str) -> bool:
@@ -130,7 +131,7 @@ class Replica:
         self._adopt(state)
 
     def _adopt(self, state: State) -> None:
-        self.state, self.posterior = state, state.posterior(self._model, self._reader)
+        self.state, self.posterior = state, state.posterior(self.model, self._reader)
 
     async def _answer_alarms(self) -> bool:
         """Append the answers to alarms that this replica has not answered within a minute; True where it appended any."""

@@ -206,7 +206,7 @@ async def test_any_decision_can_be_made_again_from_its_record_and_the_log(gatewa
     chosen = set()
     for decision_id in made:
         prefix, explanation = decode_record(await route.log.get_decision(decision_id))
-        state, model = State(TAG, DIMENSION), quality_model(gateway.settings, "auto")
+        state, model = State(TAG, DIMENSION), route.replica.model
         for entry in (await route.log.read(START, 10_000)).entries:
             if state.cursor == explanation["log"]:
                 break
