@@ -43,7 +43,7 @@ class Posterior:
         return Belief(
             arms=candidates,
             quality=self.quality.predict(context.x, names),
-            cost_usd=self.cost.expected_usd(candidates, context.needs),
+            cost_usd=self.cost.expected_usd(candidates, context.needs, context.x),
             typical=self.quality.typical(names),
             noise_variance=self.quality.noise_variance,
             ratings=np.array([self.ratings.get(name, 0.0) for name in names]),

@@ -9,7 +9,10 @@ Sums commute and can be subtracted, so a late, revised or withdrawn rating is ex
 adding their statistics. The prior is no part of them: it is added when a posterior is read (bandit.quality).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add, attrgetter
+from typing import Final
 
 import numpy as np
 
@@ -67,6 +70,7 @@ class CallStatistics:
     reported_calls, reported_nano_usd: costs told by the application, in 10^-9 USD, and what the registry says of the
     same calls: listed_in_nano_usd for their prompts, listed_out for their price per token of answer (10^-9 USD each).
     unpriced_calls, unpriced_nano_usd: the same of calls made while the registry knew no price for the arm.
+    lengths: sums of how long answers are for which requests (bandit.lengths); () before the first.
     """
 
     calls: int = 0
@@ -83,10 +87,33 @@ class CallStatistics:
     listed_out_nano_usd_per_token: int = 0
     unpriced_calls: int = 0
     unpriced_nano_usd: int = 0
+    lengths: tuple[int, ...] = ()
 
     def __add__(self, other: "CallStatistics") -> "CallStatistics":
-        return CallStatistics(*map(sum, zip(_fields(self), _fields(other), strict=True)))
+        if self.lengths and other.lengths:
+            lengths = tuple(map(add, self.lengths, other.lengths))
+        else:
+            lengths = self.lengths or other.lengths
+        counts = dict(zip(_NAMES, map(add, self.counts(), other.counts()), strict=True))
+        return CallStatistics(**counts, lengths=lengths)
+
+    def numbers(self) -> list[int]:
+        """All of it, as `of_numbers` takes it."""
+        return [*self.counts(), *self.lengths]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> "CallStatistics":
+        """Raises ValueError where there are too few."""
+        counts = len(_NAMES)
+        if len(numbers) < counts:
+            raise ValueError(f"{len(numbers)} numbers are too few for an arm's calls, which are {counts}")
+        return cls(**dict(zip(_NAMES, numbers[:counts], strict=True)), lengths=tuple(numbers[counts:]))
+
+    def counts(self) -> tuple[int, ...]:
+        """All but the lengths."""
+        counts: tuple[int, ...] = _COUNTS(self)
+        return counts
 
 
-def _fields(statistics: CallStatistics) -> tuple[int, ...]:
-    return tuple(getattr(statistics, name) for name in CallStatistics.__slots__)
+_NAMES: Final = CallStatistics.__slots__[:-1]
+_COUNTS: Final = attrgetter(*_NAMES)

@@ -17,7 +17,6 @@ entry that gave it first: what resets in between have left of it follows from th
 kind u8 | JSON.
 """
 
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 import orjson
 
+from bandit.lengths import SUMS
 from bandit.statistics import CallStatistics
 from feedback.records import DECIDED_AT_MAX, HEAD, DecisionPrefix, MalformedError
 from feedback.store import Position, position
@@ -36,6 +36,7 @@ RESET: Final = 4
 JUDGE_DRIFT: Final = 5
 GIVEN, REVISED, WITHDRAWN = 0, 1, 2
 COST_MAX_USD: Final = 1e6
+WHOLE_BELOW: Final = 2**53
 
 _VALUES = struct.Struct("<dd")
 _PREFIX_LENGTH_AT = 4  # byte of the head's prefix length within an event: kind, change, version, attempt
@@ -112,7 +113,7 @@ Event = Rated | Withdrawn | Charged | Called | Reset | JudgeDrift
 
 
 def encode_called(event: Called) -> bytes:
-    arms = {name: _numbers(statistics) for name, statistics in event.calls.items()}
+    arms = {name: statistics.numbers() for name, statistics in event.calls.items()}
     return bytes([CALLED]) + orjson.dumps([event.worker, event.sequence, arms])
 
 
@@ -211,23 +212,28 @@ def _is_between(value: Any, upper: float) -> bool:
 def _decode_called(data: bytes) -> Called:
     try:
         worker, sequence, arms = orjson.loads(data)
-        calls = {str(name): CallStatistics(*map(_count, numbers)) for name, numbers in arms.items()}
+        calls = {str(name): _calls(numbers) for name, numbers in arms.items()}
         return Called(str(worker), _count(sequence), calls)
     except (orjson.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
         raise MalformedError("a worker's sums are not of the form that this version writes") from error
 
 
-def _numbers(statistics: CallStatistics) -> list[int]:
-    return [getattr(statistics, name) for name in CallStatistics.__slots__]
+def _calls(numbers: list[int]) -> CallStatistics:
+    """Counts are no less than 0; the sums of lengths may be, and are all there or not at all."""
+    calls = CallStatistics.of_numbers([_whole(number) for number in numbers])
+    if len(calls.lengths) not in (0, SUMS) or min(calls.counts()) < 0:
+        raise ValueError(numbers)
+    return calls
 
 
-def _count(value: float) -> int:
-    """A non-negative integer, as sums of counts are."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or not 0 <= value < 2**53
-        or not math.isfinite(value)
-    ):
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= WHOLE_BELOW:
         raise ValueError(value)
     return value
+
+
+def _count(value: Any) -> int:
+    """A whole number of at least 0."""
+    if _whole(value) < 0:
+        raise ValueError(value)
+    return int(value)

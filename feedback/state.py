@@ -112,9 +112,7 @@ class State:
             "epoch": self.epoch,
             "as_of": self.as_of,
             "ratings": list(self.ratings),
-            "calls": {
-                arm: [getattr(s, n) for n in CallStatistics.__slots__] for arm, s in self.calls.items()
-            },
+            "calls": {arm: s.numbers() for arm, s in self.calls.items()},
             "workers": dict(self.workers),
             "rated": self.rated,
             "detectors": [[*key, *astuple(detector)] for key, detector in self.detectors.items()],
@@ -154,7 +152,7 @@ class State:
             epoch=header["epoch"],
             as_of=float(header["as_of"]),
             ratings={key: _unpack(row, d) for key, row in zip(keys, rows, strict=True)},
-            calls={arm: CallStatistics(*numbers) for arm, numbers in header["calls"].items()},
+            calls={arm: CallStatistics.of_numbers(numbers) for arm, numbers in header["calls"].items()},
             workers={str(worker): int(sequence) for worker, sequence in header["workers"].items()},
             rated=int(header["rated"]),
             detectors={(str(arm), str(source)): _detector(*v) for arm, source, *v in header["detectors"]},

@@ -13,6 +13,7 @@ from typing import Final
 import orjson
 
 from bandit.decide import Decision
+from bandit.lengths import length_sums
 from bandit.statistics import CallStatistics
 from service.config import Deployment, Model, UpstreamSettings
 from service.deployments import Deployments, Place, Visit
@@ -254,6 +255,7 @@ class Calls:
                 tokens_in=usage.tokens_in,
                 tokens_in_estimated=attempt.decision.context.needs.tokens_in,
                 tokens_out=usage.tokens_out,
+                lengths=length_sums(attempt.decision.context.x, usage.tokens_out),
             )
         attempt.route.learned.recorder.called(attempt.decision.arm.name, timed)
         self._settle(call, "answered")

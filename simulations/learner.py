@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from bandit.decide import Decision, decide
+from bandit.lengths import length_sums
 from bandit.policy import Policy
 from bandit.quality import QualityModel
 from bandit.statistics import CallStatistics
@@ -72,6 +73,7 @@ class Learner:
                 tokens_in=lesson.tokens_in,
                 tokens_in_estimated=decision.context.needs.tokens_in,
                 tokens_out=lesson.tokens_out,
+                lengths=length_sums(decision.context.x, lesson.tokens_out),
             )
             events.append(Called(WORKER, lesson.n, {lesson.arm: calls}))
         if lesson.quality is not None:
