@@ -21,7 +21,7 @@ import numpy as np
 
 from bandit.prior import QualityPrior
 from bandit.quality import SharedBaseline
-from bandit.statistics import CallStatistics, RatingStatistics
+from bandit.statistics import LENGTH_SUMS, CallStatistics, RatingStatistics
 from bandit.types import Matrix, Vector
 
 FACTS: Final = 6
@@ -31,7 +31,7 @@ SLOPE_VARIANCES: Final = (0.5, 0.05)  # shared and arm, in units of the noise: b
 SHAPE_MAX: Final = 8.0  # nobody's answer is expected to be so many times longer or shorter than usual
 PSEUDO_CALLS: Final = 20.0  # that an arm borrows from all arms to say which requests it has had
 _UPPER: Final = np.triu_indices(FACTS)
-SUMS: Final = len(_UPPER[0]) + FACTS + 1
+assert len(_UPPER[0]) + FACTS + 1 == LENGTH_SUMS
 _PRIOR: Final = QualityPrior(
     mean=math.log(TYPICAL_TOKENS) * np.eye(1, FACTS)[0],
     price_slope=np.zeros(FACTS),

@@ -60,6 +60,9 @@ class RatingStatistics:
         return RatingStatistics(self.xx + other.xx, self.xr + other.xr, self.n + other.n, self.rr + other.rr)
 
 
+LENGTH_SUMS: Final = 28  # of how long answers are for which requests
+
+
 @dataclass(frozen=True, slots=True)
 class CallStatistics:
     """What an arm's calls took: counts are integers, so sums are exact in any order.
@@ -103,10 +106,11 @@ class CallStatistics:
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> "CallStatistics":
-        """Raises ValueError where there are too few."""
+        """Raises ValueError where there are too few or too many."""
         counts = len(_NAMES)
-        if len(numbers) < counts:
-            raise ValueError(f"{len(numbers)} numbers are too few for an arm's calls, which are {counts}")
+        if len(numbers) not in (counts, counts + LENGTH_SUMS):
+            told = f"an arm's calls are {counts} numbers, or {counts + LENGTH_SUMS} with lengths, not {len(numbers)}"
+            raise ValueError(told)
         return cls(**dict(zip(_NAMES, numbers[:counts], strict=True)), lengths=tuple(numbers[counts:]))
 
     def counts(self) -> tuple[int, ...]:

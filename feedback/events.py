@@ -24,7 +24,6 @@ from typing import Any, Final
 
 import orjson
 
-from bandit.lengths import SUMS
 from bandit.statistics import CallStatistics
 from feedback.records import DECIDED_AT_MAX, HEAD, DecisionPrefix, MalformedError
 from feedback.store import Position, position
@@ -219,9 +218,9 @@ def _decode_called(data: bytes) -> Called:
 
 
 def _calls(numbers: list[int]) -> CallStatistics:
-    """Counts are no less than 0; the sums of lengths may be, and are all there or not at all."""
+    """Counts are no less than 0; sums of lengths may be."""
     calls = CallStatistics.of_numbers([_whole(number) for number in numbers])
-    if len(calls.lengths) not in (0, SUMS) or min(calls.counts()) < 0:
+    if min(calls.counts()) < 0:
         raise ValueError(numbers)
     return calls
 

@@ -1,6 +1,5 @@
 import math
 import struct
-from dataclasses import fields as fields_of
 
 import numpy as np
 import orjson
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandit.statistics import CallStatistics
+from bandit.statistics import LENGTH_SUMS, CallStatistics
 from feedback.events import (
     CALLED,
     CHARGED,
@@ -35,6 +34,8 @@ from feedback.records import DECIDED_AT_MAX, DecisionPrefix, MalformedError
 PREFIX = DecisionPrefix("small", np.array([1.0, -0.5]), 1.79e9, 0.25, b"features", b"policy!!").encode()
 ORIGIN = "17-3"
 COUNTS = st.integers(0, 2**53 - 1)
+WHOLE = st.integers(1 - 2**53, 2**53 - 1)
+COUNTED = len(CallStatistics.__slots__) - 1
 
 
 def entry(
@@ -81,7 +82,11 @@ def test_a_cost_survives_its_bytes(value: float, old: float | None) -> None:
     sequence=COUNTS,
     calls=st.dictionaries(
         st.text(max_size=20),
-        st.builds(CallStatistics, *[COUNTS for _ in fields_of(CallStatistics)]),
+        st.builds(
+            lambda counts, lengths: CallStatistics.of_numbers([*counts, *lengths]),
+            st.lists(COUNTS, min_size=COUNTED, max_size=COUNTED),
+            st.just([]) | st.lists(WHOLE, min_size=LENGTH_SUMS, max_size=LENGTH_SUMS),
+        ),
         max_size=4,
     ),
 )
