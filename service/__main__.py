@@ -114,8 +114,9 @@ async def _admin(gateway: Gateway, settings: AdminSettings, file: ConfigurationF
         log_config=None,
         lifespan="off",
     )
+    listening = config.bind_socket()  # ends the process, saying why, where the address cannot be had
     server = _Beside(config, "admin")
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         yield
     finally:

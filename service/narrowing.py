@@ -34,7 +34,7 @@ def narrowed(
 def fits(when: When, ask: ChatRequest, caller: Caller, needs: Needs) -> bool:
     """The request meets everything that the rule asks for."""
     return (
-        (when.task is None or ask.extension.task in when.task)
+        (when.task is None or ask.prompt.task in when.task)
         and (when.tenant is None or caller.tenant in when.tenant)
         and (when.tokens_from is None or needs.tokens_in >= when.tokens_from)
         and (when.tokens_to is None or needs.tokens_in <= when.tokens_to)

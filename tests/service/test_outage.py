@@ -3,9 +3,12 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 
 import httpx
 import pytest
+
+from service.retry_budget import RetryBudget
 
 CONFIG = """
 models:
@@ -62,14 +65,12 @@ def test_clients_see_no_error_and_what_is_known_of_quality_is_untouched(start_la
 def test_a_model_that_has_recovered_is_called_again_once_a_probe_has_found_it_well(
     start_lab, scripts, monkeypatch
 ):
-    """The breaker's clock is moved on by hand."""
-    lab, ahead = start_lab(CONFIG), {"s": 0.0}
+    """The gateway's clock stands still but for what it is moved on by hand."""
+    lab, seconds = start_lab(CONFIG), {"now": 1000.0}
     calls = lab.gateway.pipeline.calls
-    ticks = calls._shell.ticks
-    moved = type(calls._shell)(
-        calls._shell.upstream, calls._shell.now, lambda: ticks() + int(ahead["s"] * 1e9), calls._shell.new_id
-    )
-    monkeypatch.setattr(calls, "_shell", moved)
+    by_hand = replace(calls._shell, ticks=lambda: int(seconds["now"] * 1e9))
+    monkeypatch.setattr(calls, "_shell", by_hand)
+    lab.gateway.pipeline.budget = RetryBudget(0.1, now_s=1000.0)
     lab.says(
         **{name: scripts.says(200, scripts.completion()) for name in ("sound", "flaky")},
         frozen=scripts.silent(),
@@ -79,7 +80,7 @@ def test_a_model_that_has_recovered_is_called_again_once_a_probe_has_found_it_we
     asyncio.run(ask_all(lab.url, 60, 4))
     assert "frozen" not in lab.upstreams.models_asked()[asked:]
     lab.says(frozen=scripts.says(200, scripts.completion()))
-    ahead["s"] += 20.0  # the longest pause there is
+    seconds["now"] += 20.0  # the longest pause there is
     asked = len(lab.upstreams.asked)
     asyncio.run(ask_all(lab.url, 120, 4))
     assert lab.upstreams.models_asked()[asked:].count("frozen") > 20

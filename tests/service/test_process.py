@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -103,6 +104,18 @@ def test_the_operator_sees_models_places_and_what_was_learned(running):
     assert status["routes"]["default.auto"]["events"] == 0
     assert "router_requests_total" in httpx.get(f"{running.admin}/metrics").text
     assert httpx.get(f"{running.admin}/healthz").json() == {"status": "ok"}
+
+
+def test_an_operators_port_that_is_taken_ends_the_gateway_at_once_and_says_why(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = tmp_path / "gateway.yaml"
+        config.write_text(CONFIG.replace("admin: {port: 0", f"admin: {{port: {port}"))
+        command = [sys.executable, "-m", "service", "--config", str(config), "--ephemeral"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3  # as uvicorn ends where its own address is taken
+    assert "address already in use" in done.stderr.lower()
+    assert "never retrieved" not in done.stderr
 
 
 @pytest.mark.parametrize("how", ["SIGHUP", "the operator", "the file"])
