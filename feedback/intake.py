@@ -12,14 +12,15 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from feedback.ids import scope_of
 from feedback.recorder import Recorder
+from feedback.records import prefix_bytes
 from feedback.replica import History, Replica
 from feedback.spool import Entry, Spool, SpoolError
-from feedback.store import Answer, Feedback, Log, StoreError
+from feedback.store import Answer, Feedback, Log, Settled, StoreError
 
 log = logging.getLogger(__name__)
 RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
@@ -95,6 +96,9 @@ class Intake:
         # What an earlier life of this process, or a worker that died, had accepted comes first.
         self._unsettled = {entry.sequence: _from_payload(entry) for entry in spool.pending()}
         self._queued_ids = self._decisions_queued()
+        for tracked in self._unsettled.values():
+            if tracked.feedback.record and tracked.scope in routes:
+                routes[tracked.scope].recorder.joined(tracked.feedback.decision_id, tracked.feedback.record)
 
     @property
     def queued(self) -> int:
@@ -106,11 +110,16 @@ class Intake:
         """Feedback accepted, and not yet read back from the log: what is queued, and what the last poll had not seen."""
         return len(self._unsettled)
 
+    def waiting(self) -> list[Entry]:
+        """What the store has not answered for yet."""
+        return [tracked.entry for tracked in self._unsettled.values() if not tracked.token]
+
     async def give(self, decision_id: str, values: Sequence[Value]) -> list[Answer | None]:
         """What became of each value; None: queued. Raises FeedbackRefusedError for an id that cannot be rated."""
         route = self._route_of(decision_id)
         record = route.recorder.record_of(decision_id)
-        feedbacks = [_feedback(decision_id, value, record) for value in values]
+        prefix = None if record is None else prefix_bytes(record)
+        feedbacks = [_feedback(decision_id, value, prefix, self._clock()) for value in values]
         # Shielded: what is once in the spool is followed to its end, even if the caller leaves meanwhile.
         return [await asyncio.shield(self._give_one(route, feedback)) for feedback in feedbacks]
 
@@ -124,8 +133,9 @@ class Intake:
                 continue
             if decision_id in unknown:
                 continue  # it must not overtake an earlier one: the value given last is the one that counts
+            self._complete(tracked)
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
-            tracked.token = settled.token
+            self._answered(tracked, settled)
             self._ask_again_at.pop(decision_id, None)
             if settled.answer in REFUSALS:
                 await self._bury(tracked, REFUSALS[settled.answer])
@@ -134,6 +144,19 @@ class Intake:
                 pause_s = min(max(self._waited_s(tracked), 0.0), ASK_AGAIN_MAX_S)
                 self._ask_again_at[decision_id] = self._clock() + pause_s
         self._queued_ids = self._decisions_queued()
+
+    def _complete(self, tracked: _Tracked) -> None:
+        """With the decision's record, if this process has come to hold it since."""
+        if tracked.feedback.record is None:
+            record = self._routes[tracked.scope].recorder.record_of(tracked.feedback.decision_id)
+            tracked.feedback = replace(tracked.feedback, record=record and prefix_bytes(record))
+
+    def _answered(self, tracked: _Tracked, settled: Settled) -> None:
+        tracked.token = settled.token
+        if settled.prefix:  # so that it can be sent again though the store should lose the decision with it
+            self._routes[tracked.scope].recorder.joined(tracked.feedback.decision_id, settled.prefix)
+            tracked.feedback = replace(tracked.feedback, record=settled.prefix)
+            self._spool.amend(tracked.entry.sequence, _to_payload(tracked.scope, tracked.feedback))
 
     def _decisions_queued(self) -> set[str]:
         return {t.feedback.decision_id for t in self._unsettled.values() if not t.token}
@@ -145,10 +168,17 @@ class Intake:
         return sorted(due, key=lambda tracked: tracked.entry.sequence)[:RESEND_AT_A_TIME]
 
     def _waited_s(self, tracked: _Tracked) -> float:
-        return self._clock() - float(tracked.entry.payload["at"])
+        return self._clock() - tracked.feedback.at
 
-    async def bury_strays(self) -> None:
-        """Feedback for routes that are no longer configured goes to the dead-letter file."""
+    async def sort_out(self) -> None:
+        """At the start: what was settled long ago is let go of, and feedback for routes that are no longer configured goes
+        to the dead-letter file.
+        """
+        now = self._clock()
+        for tracked in list(self._unsettled.values()):
+            if now - tracked.entry.payload.get("settled_at", now) >= self._retain_s:
+                del self._unsettled[tracked.entry.sequence]
+                await self._spool.finish(tracked.entry.sequence)
         for tracked in [t for t in self._unsettled.values() if t.scope not in self._routes]:
             await self._bury(tracked, f"its route {tracked.scope} is not configured")
 
@@ -167,10 +197,13 @@ class Intake:
         while self._settled and self._clock() - self._settled[0].settled_at >= self._retain_s:
             await self._spool.finish(self._settled.popleft().entry.sequence)
 
-    async def let_go_of_settled(self) -> None:
-        """At a clean end: what was read back needs no more sending."""
-        while self._settled:
-            await self._spool.finish(self._settled.popleft().entry.sequence)
+    def leave(self) -> None:
+        """At a clean end: what was read back stays on disk for as long as a failover may take it back, and is then let go
+        of by whoever takes up the spool.
+        """
+        for tracked in self._settled:
+            payload = {**tracked.entry.payload, "settled_at": tracked.settled_at}
+            self._spool.amend(tracked.entry.sequence, payload)
 
     async def _history_changed(self, scope: str) -> None:
         replica = self._routes[scope].replica
@@ -198,7 +231,7 @@ class Intake:
 
     async def _give_one(self, route: Route, feedback: Feedback) -> Answer | None:
         try:
-            entry = await self._spool.append(_to_payload(route.scope, feedback, self._clock()))
+            entry = await self._spool.append(_to_payload(route.scope, feedback))
         except SpoolError:
             return await self._give_unspooled(route, feedback)
         tracked = _Tracked(entry, route.scope, feedback)
@@ -211,7 +244,7 @@ class Intake:
             return None
         else:
             tracked.done = settled.answer in REFUSALS  # the caller is told, so nothing is left to do
-            tracked.token = settled.token
+            self._answered(tracked, settled)
         finally:
             if not tracked.done:
                 self._unsettled[entry.sequence] = tracked
@@ -244,14 +277,14 @@ class Intake:
         self._unsettled.pop(tracked.entry.sequence, None)
 
 
-def _feedback(decision_id: str, value: Value, record: bytes | None) -> Feedback:
+def _feedback(decision_id: str, value: Value, record: bytes | None, now: float) -> Feedback:
     key = hashlib.blake2b(digest_size=8)
     for part in (value.source, str(value.kind), value.idempotency_key or ""):
         key.update(part.encode() + b"\0")
-    return Feedback(decision_id, value.kind, value.source, value.value, key.digest(), record)
+    return Feedback(decision_id, value.kind, value.source, value.value, key.digest(), record, now)
 
 
-def _to_payload(scope: str, feedback: Feedback, now: float) -> dict[str, Any]:
+def _to_payload(scope: str, feedback: Feedback) -> dict[str, Any]:
     return {
         "scope": scope,
         "id": feedback.decision_id,
@@ -260,7 +293,7 @@ def _to_payload(scope: str, feedback: Feedback, now: float) -> dict[str, Any]:
         "value": feedback.value,
         "key": base64.b64encode(feedback.key).decode(),
         "record": base64.b64encode(feedback.record or b"").decode(),
-        "at": now,
+        "at": feedback.at,
     }
 
 
@@ -273,6 +306,7 @@ def _from_payload(entry: Entry) -> _Tracked:
         value=p["value"],
         key=base64.b64decode(p["key"]),
         record=base64.b64decode(p["record"]) or None,
+        at=float(p["at"]),
     )
     return _Tracked(entry, p["scope"], feedback)
 

@@ -7,6 +7,7 @@ One tick writes what requests left behind, sends queued feedback, and folds what
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,14 +50,15 @@ class Learning:
         clock: Callable[[], float],
         patience_s: float = 0.0,
         revive: Callable[[], object] | None = None,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        """models: scope -> the route's quality model. clock: Unix seconds. patience_s: how long this process, while
+        """models: scope -> the route's quality model. clock: Unix seconds; ticks: monotonic seconds. patience_s: how long this process, while
         it knows nothing, leaves an empty store to others who may know something. revive: called when the store is
         gone, to bring back an embedded one.
         """
         self.routes: Mapping[str, Route] = MappingProxyType(
             {
-                scope: _route(store.log(scope), scope, model, (identity.worker, patience_s))
+                scope: _route(store.log(scope), scope, model, (identity.worker, patience_s, ticks))
                 for scope, model in models.items()
             }
         )
@@ -69,7 +71,7 @@ class Learning:
 
     async def start(self) -> None:
         """Fold what is stored. A store that is away stops nothing: decisions begin with the prior."""
-        await self.intake.bury_strays()
+        await self.intake.sort_out()
         for route in self.routes.values():
             try:
                 await catch_up(route.replica)
@@ -127,7 +129,7 @@ class Learning:
         """Write what waits, if the store takes it, and let go of everything."""
         try:
             await self.tick()
-            await self.intake.let_go_of_settled()
+            self.intake.leave()
         except StoreError as error:
             log.warning("closing with the store away (%s); feedback is in the spool", error)
         finally:
@@ -142,7 +144,7 @@ class Learning:
             self._revive()
 
 
-def _route(events: Log, scope: str, model: QualityModel, who: tuple[str, float]) -> Route:
-    worker, patience_s = who
-    replica = Replica(events, model, patience_s=patience_s)
+def _route(events: Log, scope: str, model: QualityModel, who: tuple[str, float, Callable[[], float]]) -> Route:
+    worker, patience_s, ticks = who
+    replica = Replica(events, model, patience_s=patience_s, clock=ticks)
     return Route(scope, events, replica, Recorder(events, worker=f"{worker}/{scope}"))

@@ -1,7 +1,9 @@
 """The store protocol in this process's memory: for simulations, tests and `--ephemeral`. Nothing survives the process."""
 
+import struct
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -14,10 +16,13 @@ from feedback.store import (
     Answer,
     Entry,
     Feedback,
+    Marks,
     Settled,
     Tail,
     chained,
     check_scope,
+    fields_of,
+    mark_of,
     position,
 )
 
@@ -37,32 +42,53 @@ class MemoryStore:
 
 @dataclass(slots=True)
 class _Given:
-    """Feedback on one decision: current value by source, and the value that came with each idempotency key."""
+    """Feedback on one decision: current value by source, and the value that came with each key; values as f64 bytes."""
 
-    current: dict[tuple[int, str], float] = field(default_factory=dict)
-    by_key: dict[bytes, float] = field(default_factory=dict)
+    current: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    by_key: dict[bytes, bytes] = field(default_factory=dict)
 
 
 class MemoryLog:
-    def __init__(self) -> None:
+    """clock: Unix seconds that ids are made of, as a server's are; without one they only count. kept_s: how long entries
+    that a snapshot covers stay.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] | None = None, kept_s: float = 86_400.0) -> None:
+        self._clock, self._kept_s = clock, kept_s
         self._records: dict[str, bytes] = {}
         self._given: dict[str, _Given] = {}
         self._entries: list[Entry] = []
         self._last: str | None = None
         self._snapshot: tuple[str, bytes] | None = None
         self._seed: str | None = None
+        self._marks: Marks | None = None
+        self._digest: str | None = None
+        self._beacons: dict[str, int] = {}
 
-    async def put_decisions(self, records: Mapping[str, bytes]) -> None:
+    async def put_decisions(
+        self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
+    ) -> None:
+        if beacon is not None:
+            self._beacons[beacon[0]] = beacon[1]
         for decision_id, record in records.items():
             self._records.setdefault(decision_id, record)
         for decision_id in list(islice(self._records, max(len(self._records) - DECISIONS_KEPT, 0))):
             del self._records[decision_id]
             self._given.pop(decision_id, None)
 
+    async def last_beacon(self, worker: str) -> int:
+        return self._beacons.get(worker, -1)
+
     async def get_decision(self, decision_id: str) -> bytes | None:
         return self._records.get(decision_id)
 
     async def give_feedback(self, feedback: Feedback) -> Settled:
+        mark, value = mark_of(feedback), struct.pack("<d", feedback.value)
+        seeded = self._marks.fields if self._marks else {}
+        given = self._given.get(feedback.decision_id) or _Given()
+        same = given.by_key.get(feedback.key) or seeded.get(b"k" + mark[8:])
+        if same is not None:
+            return Settled(Answer.DUPLICATE, self._last or "") if same == value else Settled(Answer.CONFLICT)
         record = self._records.get(feedback.decision_id) or feedback.record
         if not record:
             return Settled(Answer.UNKNOWN_DECISION)
@@ -70,21 +96,25 @@ class MemoryLog:
             prefix = prefix_bytes(record)
         except MalformedError:
             return Settled(Answer.MALFORMED)
-        given = self._given.get(feedback.decision_id) or _Given()
-        if feedback.key in given.by_key:
-            same = given.by_key[feedback.key] == feedback.value
-            return Settled(Answer.DUPLICATE, self._last or "") if same else Settled(Answer.CONFLICT)
         if len(given.by_key) >= RATINGS_PER_DECISION:
             return Settled(Answer.TOO_MANY)
         if self._last is None:
             return Settled(Answer.NOT_SEEDED)
-        old = given.current.get((feedback.kind, feedback.source))
+        slot = (feedback.kind, feedback.source)
+        before = given.current.get(slot) or seeded.get(b"s" + mark[:8])
+        old, at = (None, feedback.at) if before is None else struct.unpack("<dd", before)
+        if at > feedback.at:  # a failover took this one back, and not the later
+            given.by_key[feedback.key] = value
+            self._given[feedback.decision_id] = given
+            return Settled(Answer.DUPLICATE, self._last)
         head = bytes([feedback.kind, old is not None])
-        token = self._append(head + prefix + feedback_tail(feedback.value, old, feedback.source))
-        given.by_key[feedback.key] = feedback.value
-        given.current[feedback.kind, feedback.source] = feedback.value
+        tail = feedback_tail(feedback.value, old, feedback.source)
+        with_time = value + struct.pack("<d", feedback.at)
+        token = self._append(head + prefix + tail, mark + with_time)
+        given.by_key[feedback.key], given.current[slot] = value, with_time
         self._given[feedback.decision_id] = given
-        return Settled(Answer.APPLIED if old is None else Answer.REVISED, token)
+        told = b"" if feedback.record else prefix
+        return Settled(Answer.APPLIED if old is None else Answer.REVISED, token, told)
 
     async def append(self, entry: bytes) -> str | None:
         return None if self._last is None else self._append(entry)
@@ -92,29 +122,61 @@ class MemoryLog:
     async def read(self, after: str, limit: int) -> Tail:
         first = bisect_right(self._entries, position(after), key=lambda entry: position(entry.token))
         later = self._entries[first : first + limit]
-        return Tail(self._last, self._snapshot[0] if self._snapshot else None, later, self._seed)
+        return Tail(self._last, self._snapshot[0] if self._snapshot else None, later, self._seed, self._digest)
 
-    async def seed(self, snapshot: bytes, token: str) -> bool:
+    async def seed(self, snapshot: bytes, token: str, marks: Marks | None = None) -> bool:
         if self._last is not None:
             return False
         self._snapshot, self._last, self._seed = (token, snapshot), token, token
+        self._marks = marks or Marks(token, {})
         return True
 
-    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:
+    async def marks(self, before: str, limit: int) -> Marks:
+        upto = bisect_right(self._entries, position(before), key=lambda entry: position(entry.token))
+        entries = self._entries[max(upto - limit, 0) : upto]
+        fields = dict(field for entry in entries for field in fields_of(entry.mark).items())
+        if upto > limit or self._marks is None:
+            return Marks(entries[0].previous if entries else before, fields)
+        return Marks(self._marks.since, {**self._marks.fields, **fields})
+
+    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:
         current = self._snapshot[0] if self._snapshot else START
         known = any(entry.token == token for entry in self._entries)
         if current != base or not known or position(token) <= position(base):
             return False
-        self._snapshot = (token, snapshot)
+        self._snapshot, self._digest = (token, snapshot), digest
+        self._trim(base)
         return True
 
     async def load_snapshot(self) -> bytes | None:
         return self._snapshot[1] if self._snapshot else None
 
-    def _append(self, data: bytes) -> str:
+    @property
+    def seeded(self) -> bool:
+        return self._last is not None
+
+    def holds(self, decision_id: str) -> bool:
+        return decision_id in self._records
+
+    def copy(self) -> "MemoryLog":
+        """Another log with the same contents, that goes its own way."""
+        other = copy(self)
+        other._records, other._beacons = dict(self._records), dict(self._beacons)
+        other._given = {d: _Given(dict(g.current), dict(g.by_key)) for d, g in self._given.items()}
+        other._entries = list(self._entries)
+        return other
+
+    def _trim(self, base: str) -> None:
+        if self._clock is not None:
+            before = min(position(base), (int((self._clock() - self._kept_s) * 1000), 0))
+            old = bisect_right(self._entries, before, key=lambda entry: position(entry.token))
+            del self._entries[:old]
+
+    def _append(self, data: bytes, mark: bytes = b"") -> str:
         previous = self._last or START
-        milliseconds, sequence = position(previous)
-        token = chained(f"{milliseconds}-{sequence + 1}", previous, data)
-        self._entries.append(Entry(previous, token, data))
+        now = (int(self._clock() * 1000) if self._clock else 0, 0)
+        milliseconds, sequence = now if now > position(previous) else position(previous)
+        token = chained(f"{milliseconds}-{sequence + (now <= position(previous))}", previous, data)
+        self._entries.append(Entry(previous, token, data, mark))
         self._last = token
         return token

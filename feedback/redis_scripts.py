@@ -7,8 +7,14 @@ so each script happens whole or not at all. All keys of a call share one hash ta
 from typing import Final
 
 FEEDBACK: Final = """
--- KEYS  decision, ratings, log, meta
--- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64, source, carried record or '', ttl ms, most ratings
+-- KEYS  decision, ratings, log, meta, marks of what the log was seeded with
+-- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64, source, carried record or '', ttl ms, most ratings,
+--       mark (16 bytes), accepted at f64
+local same = redis.call('HGET', KEYS[2], 'k' .. ARGV[3])
+  or redis.call('HGET', KEYS[5], 'k' .. string.sub(ARGV[9], 9))
+if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or ''} end
+if same then return {'conflict'} end
+
 local record = redis.call('GET', KEYS[1])
 if not record then record = ARGV[6] end
 if record == '' then return {'unknown_decision'} end
@@ -16,23 +22,28 @@ if #record < 56 then return {'malformed'} end  -- shorter than a record's head (
 local version, _, length, d, arm = struct.unpack('<BBHHH', record)
 if version ~= 1 or length ~= 56 + arm + 2 * d or #record < length then return {'malformed'} end
 
-local same = redis.call('HGET', KEYS[2], 'k' .. ARGV[3])
-if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or ''} end
-if same then return {'conflict'} end
 if tonumber(redis.call('HGET', KEYS[2], 'n') or 0) >= tonumber(ARGV[8]) then return {'too_many'} end
 local last = redis.call('HGET', KEYS[4], 'last')
 if not last then return {'not_seeded'} end
 
 local old = redis.call('HGET', KEYS[2], 's' .. ARGV[2])
+  or redis.call('HGET', KEYS[5], 's' .. string.sub(ARGV[9], 1, 8))
+if old and struct.unpack('<d', old, 9) > struct.unpack('<d', ARGV[10]) then  -- a failover took it back, and not the later
+  redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4])
+  redis.call('HINCRBY', KEYS[2], 'n', 1)
+  redis.call('PEXPIRE', KEYS[2], ARGV[7])
+  return {'duplicate', last}
+end
+if old then old = string.sub(old, 1, 8) end
 local entry = ARGV[1] .. (old and '\\1' or '\\0') .. string.sub(record, 1, length)
   .. ARGV[4] .. (old or string.rep('\\0', 8)) .. ARGV[5]
-local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry)
+local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry, 'm', ARGV[9] .. ARGV[4] .. ARGV[10])
 local token = id .. ':' .. string.sub(redis.sha1hex(last .. entry), 1, 16)
 redis.call('HSET', KEYS[4], 'last', token)
-redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], ARGV[4])
+redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], ARGV[4] .. ARGV[10])
 redis.call('HINCRBY', KEYS[2], 'n', 1)
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
-return {old and 'revised' or 'applied', token}
+return {old and 'revised' or 'applied', token, ARGV[6] == '' and string.sub(record, 1, length) or ''}
 """
 
 APPEND: Final = """
@@ -46,9 +57,13 @@ return token
 """
 
 SEED: Final = """
--- KEYS  snapshot, log, meta      ARGV  snapshot, token
+-- KEYS  snapshot, log, meta, marks      ARGV  snapshot, token, token that the marks begin after, ttl ms, field, value, ...
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3]) > 0 then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[4])
+redis.call('HSET', KEYS[4], 'since', ARGV[3])
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[4], ARGV[4])
 redis.call('HSET', KEYS[3], 'seed', ARGV[2], 'snapshot', ARGV[2], 'last', ARGV[2])
 local id = string.match(ARGV[2], '^[^:]+')
 if id ~= '0-0' then  -- ids go on from there, though this server's clock may be behind that of the one before
@@ -59,7 +74,8 @@ return 1
 """
 
 SNAPSHOT: Final = """
--- KEYS  snapshot, log, meta      ARGV  snapshot, its token, the token it replaces, trim entries before this id or ''
+-- KEYS  snapshot, log, meta
+-- ARGV  snapshot, its token, the token it replaces, trim entries before this id or '', digest of the state in it
 local base = redis.call('HGET', KEYS[3], 'snapshot')
 if base ~= ARGV[3] then return 0 end
 local function order(token)
@@ -76,7 +92,7 @@ local fields = {}
 for i = 1, #found[2], 2 do fields[found[2][i]] = found[2][i + 1] end
 if id .. ':' .. string.sub(redis.sha1hex(fields['p'] .. fields['e']), 1, 16) ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[3], 'snapshot', ARGV[2])
+redis.call('HSET', KEYS[3], 'snapshot', ARGV[2], 'digest', ARGV[5])
 if ARGV[4] ~= '' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[4]) end
 return 1
 """

@@ -5,9 +5,12 @@ Keys of a route, all in one slot (the braces are the hash tag):
     PREFIX:{tenant.route}:d:ID   string   decision record, kept for the feedback window
     PREFIX:{tenant.route}:f:ID   hash     feedback given to that decision: value by idempotency key, and by source;
                                           kept for twice the window, so that what is sent again is always recognised
-    PREFIX:{tenant.route}:log    stream   entries: p = the token before, e = the event
-    PREFIX:{tenant.route}:meta   hash     tokens: last = the log's end, snapshot, seed = where it began
+    PREFIX:{tenant.route}:log    stream   entries: p = the token before, e = the event, m = its mark
+    PREFIX:{tenant.route}:meta   hash     tokens: last = the log's end, snapshot, seed = where it began;
+                                          digest of the snapshot's state
     PREFIX:{tenant.route}:snap   string   feedback.state bytes
+    PREFIX:{tenant.route}:marks  hash     which feedback the log was seeded with, after the store had lost everything
+    PREFIX:{tenant.route}:w      hash     beacons: the last sequence by worker, written after its decisions
 
 Nothing here is retried: a call takes at most `timeout_s`, then it is a StoreError and the caller's own queue tries again.
 """
@@ -29,6 +32,7 @@ from feedback.store import (
     Answer,
     Entry,
     Feedback,
+    Marks,
     Settled,
     StoreError,
     StoreGoneError,
@@ -36,6 +40,8 @@ from feedback.store import (
     Tail,
     chained,
     check_scope,
+    fields_of,
+    mark_of,
     position,
     stream_id,
 )
@@ -48,6 +54,7 @@ LOG_KEPT_MS: Final = (
 
 
 MESSAGE_CHARS: Final = 200
+MARKS_AT_A_TIME: Final = 1000
 
 
 class RedisStore:
@@ -106,14 +113,24 @@ class RedisLog:
         self._redis, self._ttl_ms = redis, ttl_ms
         self._decision, self._given = f"{base}:d:", f"{base}:f:"
         self._log, self._meta, self._snapshot = f"{base}:log", f"{base}:meta", f"{base}:snap"
+        self._marks, self._beacons = f"{base}:marks", f"{base}:w"
 
-    async def put_decisions(self, records: Mapping[str, bytes]) -> None:
+    async def put_decisions(
+        self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
+    ) -> None:
         pipeline = self._redis.pipeline(transaction=False)
         for decision_id, record in records.items():
             pipeline.set(self._decision + decision_id, record, px=self._ttl_ms, nx=True)
+        if beacon is not None:
+            pipeline.hset(self._beacons, *beacon)
+            pipeline.pexpire(self._beacons, self._ttl_ms)
         results = await _asked(pipeline.execute(raise_on_error=False))
         for refused in (result for result in results if isinstance(result, Exception)):
             raise _unavailable(refused)
+
+    async def last_beacon(self, worker: str) -> int:
+        sequence: bytes | None = await _asked(self._redis.hget(self._beacons, worker))
+        return -1 if sequence is None else int(sequence)
 
     async def get_decision(self, decision_id: str) -> bytes | None:
         record: bytes | None = await _asked(self._redis.get(self._decision + decision_id))
@@ -125,13 +142,16 @@ class RedisLog:
             self._given + feedback.decision_id,
             self._log,
             self._meta,
+            self._marks,
         ]
         kind = bytes([feedback.kind])
         slot = hashlib.blake2b(kind + feedback.source.encode(), digest_size=8).digest()
         value = struct.pack("<d", feedback.value)
         given = [kind, slot, feedback.key, value, feedback.source, feedback.record or b""]
-        reply = await self._script(FEEDBACK, keys, [*given, 2 * self._ttl_ms, RATINGS_PER_DECISION])
-        return Settled(Answer(reply[0].decode()), reply[1].decode() if len(reply) > 1 else "")
+        more = [2 * self._ttl_ms, RATINGS_PER_DECISION, mark_of(feedback), struct.pack("<d", feedback.at)]
+        reply = await self._script(FEEDBACK, keys, [*given, *more])
+        token, prefix = (*reply[1:], b"", b"")[:2]
+        return Settled(Answer(reply[0].decode()), token.decode(), prefix)
 
     async def append(self, entry: bytes) -> str | None:
         token: bytes | None = await self._script(APPEND, [self._log, self._meta], [entry])
@@ -139,21 +159,39 @@ class RedisLog:
 
     async def read(self, after: str, limit: int) -> Tail:
         pipeline = self._redis.pipeline(transaction=False)  # in this order: a `last` from before the entries
-        pipeline.hmget(self._meta, "last", "snapshot", "seed")
+        pipeline.hmget(self._meta, "last", "snapshot", "seed", "digest")
         pipeline.xrange(self._log, min=f"({stream_id(after)}", max="+", count=limit)
-        (last, snapshot, seed), rows = await _asked(pipeline.execute())
+        (last, snapshot, seed, digest), rows = await _asked(pipeline.execute())
         entries = [_entry(key, fields) for key, fields in rows]
-        return Tail(_text(last), _text(snapshot), entries, _text(seed))
+        return Tail(_text(last), _text(snapshot), entries, _text(seed), _text(digest))
 
-    async def seed(self, snapshot: bytes, token: str) -> bool:
-        keys = [self._snapshot, self._log, self._meta]
-        return bool(await self._script(SEED, keys, [snapshot, token]))
+    async def seed(self, snapshot: bytes, token: str, marks: Marks | None = None) -> bool:
+        keys = [self._snapshot, self._log, self._meta, self._marks]
+        marks = marks or Marks(token, {})
+        fields = [part for pair in marks.fields.items() for part in pair]
+        return bool(await self._script(SEED, keys, [snapshot, token, marks.since, 2 * self._ttl_ms, *fields]))
 
-    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:
+    async def marks(self, before: str, limit: int) -> Marks:
+        fields: dict[bytes, bytes] = await _asked(self._redis.hgetall(self._marks))
+        since, newest, upper = _text(fields.pop(b"since", None)), before, stream_id(before)
+        found: list[tuple[bytes, bytes]] = []
+        while len(found) < 2 * limit:
+            rows = await _asked(self._redis.xrevrange(self._log, upper, "-", count=MARKS_AT_A_TIME))
+            for key, entry in rows:
+                newest, upper = _text(entry.get(b"p")) or newest, f"({key.decode()}"
+                found += reversed(fields_of(entry.get(b"m", b"")).items())
+            if len(rows) < MARKS_AT_A_TIME:
+                break
+        else:
+            return Marks(newest, dict(reversed(found)))
+        whole = since is not None
+        return Marks(since if whole else newest, fields | dict(reversed(found)))
+
+    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:
         milliseconds = min(position(base)[0], position(token)[0] - LOG_KEPT_MS)
         trim = f"{milliseconds}-0" if milliseconds > 0 else ""
         keys = [self._snapshot, self._log, self._meta]
-        return bool(await self._script(SNAPSHOT, keys, [snapshot, token, base, trim]))
+        return bool(await self._script(SNAPSHOT, keys, [snapshot, token, base, trim, digest]))
 
     async def load_snapshot(self) -> bytes | None:
         snapshot: bytes | None = await _asked(self._redis.get(self._snapshot))
@@ -183,7 +221,7 @@ def _unavailable(error: Exception) -> StoreError:
 
 def _entry(key: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     previous, data = fields.get(b"p", b"").decode(errors="replace"), fields.get(b"e", b"")
-    return Entry(previous, chained(key.decode(), previous, data), data)
+    return Entry(previous, chained(key.decode(), previous, data), data, fields.get(b"m", b""))
 
 
 def _text(value: bytes | None) -> str | None:

@@ -5,8 +5,9 @@ history went on, was replaced (a failover lost a suffix, or this replica was too
 the store had lost it all. The last good state is never given up for nothing: an empty store is refilled from it.
 """
 
+import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -18,12 +19,17 @@ from bandit.quality import QualityModel
 from feedback.learn import fold
 from feedback.records import MalformedError
 from feedback.state import START, State
-from feedback.store import Log, StoreError, Tail, position
+from feedback.store import Log, Marks, StoreError, Tail, fields_of, position
 
 BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
 SNAPSHOT_EVENTS: Final = 1000
 SNAPSHOT_S: Final = 60.0
 TOKENS_REMEMBERED: Final = 4096
+MARKS_REMEMBERED: Final = 40_000  # two for each feedback
+MARKS_READ_BACK: Final = 5_000  # entries before the snapshot that a start reads for their marks
+STATES_REMEMBERED: Final = 8
+
+log = logging.getLogger(__name__)
 
 
 class History(Enum):
@@ -40,6 +46,8 @@ class Counters:
     seeds: int = 0
     snapshots: int = 0
     bad_snapshots: int = 0
+    digests_confirmed: int = 0  # snapshots of others whose state was, to the last bit, this one's at the same position
+    digests_differing: int = 0
 
 
 class Replica:
@@ -58,7 +66,11 @@ class Replica:
         self.counters = Counters()
         self._log, self._model, self._clock = log, model, clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
+        self._marks: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()  # field -> (token, value)
+        self._marks_since = START
         self._seed: str | None = None  # where the log began, as of the last poll
+        self._past: deque[State] = deque(maxlen=STATES_REMEMBERED)
+        self._compared = ""
         self._patience_s, self._empty_since = patience_s, float("inf")
         self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
 
@@ -71,12 +83,20 @@ class Replica:
         return position(token) <= position(self.state.cursor)
 
     def was_seeded(self, token: str) -> bool:
-        """The entry is part of what the log was last begun with, and no part of the log itself."""
-        return self._seed is not None and position(token) <= position(self._seed)
+        """The entry is so old a part of what the log was last begun with that its mark is not kept: sent again it would
+        count twice, so it must not be. (What is younger may be sent again: it is known by its mark.)
+        """
+        return self._seed is not None and position(token) <= min(
+            position(self._seed), position(self._marks_since)
+        )
 
     async def load(self) -> None:
         """Begin with the stored snapshot instead of the log's first entry."""
-        self._adopt(await self._stored_state())
+        state = await self._stored_state()
+        marks = await self._log.marks(state.cursor, MARKS_READ_BACK)
+        self._adopt(state)
+        self._marks = OrderedDict((name, (self.state.cursor, v)) for name, v in marks.fields.items())
+        self._marks_since = marks.since
         self._events_at_snapshot = self.state.events + self.state.skipped
 
     async def poll(self) -> History:
@@ -90,6 +110,7 @@ class Replica:
                 await self._reload()
                 return History.REPLACED
             self._fold(tail)
+            self._compare(tail)
             if len(tail.entries) < BATCH:
                 await self._save_snapshot(tail.snapshot or START)
                 return History.CONTINUED
@@ -112,7 +133,29 @@ class Replica:
         for entry in tail.entries:
             state = fold(state, entry.token, entry.data)
             self._seen.append(entry.token)
+            for name, value in fields_of(entry.mark).items():
+                self._marks[name] = (entry.token, value)
+                self._marks.move_to_end(name)
+            if entry.token == tail.snapshot:
+                self._past.append(state)
         self._adopt(state)
+        while len(self._marks) > MARKS_REMEMBERED:
+            _, (token, _) = self._marks.popitem(last=False)
+            self._marks_since = max(self._marks_since, token, key=position)
+
+    def _compare(self, tail: Tail) -> None:
+        """The digest that was published with a snapshot, beside that of our own state at the same position."""
+        if not tail.digest or not tail.snapshot or tail.snapshot == self._compared:
+            return
+        self._compared = tail.snapshot
+        ours = next((s for s in (self.state, *self._past) if s.cursor == tail.snapshot), None)
+        if ours is None:
+            return
+        if ours.digest() == tail.digest:
+            self.counters.digests_confirmed += 1
+        else:
+            self.counters.digests_differing += 1
+            log.error("at %s this replica's state is not the one that was published: %s", tail.snapshot, tail.digest)
 
     def _adopt(self, state: State) -> None:
         self.state, self.posterior = state, state.posterior(self._model)
@@ -126,7 +169,8 @@ class Replica:
             self._empty_since = min(self._empty_since, self._clock())
             if self._clock() - self._empty_since < self._patience_s:
                 return History.CONTINUED
-        if await self._log.seed(self.state.to_bytes(), self.state.cursor):
+        marks = Marks(self._marks_since, {name: value for name, (_, value) in self._marks.items()})
+        if await self._log.seed(self.state.to_bytes(), self.state.cursor, marks):
             self.counters.seeds += 1
             self._seed = self.state.cursor
             return History.SEEDED
@@ -168,7 +212,9 @@ class Replica:
             return
         self._events_at_snapshot = self.state.events + self.state.skipped
         self._snapshot_due = self._clock() + SNAPSHOT_S
-        if await self._log.save_snapshot(self.state.to_bytes(), self.state.cursor, base=base):
+        state = self.state
+        if await self._log.save_snapshot(state.to_bytes(), state.cursor, base=base, digest=state.digest()):
+            self._compared = state.cursor
             self.counters.snapshots += 1
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,7 +56,7 @@ def to_disk(descriptor: int) -> None:
 class Spool:
     """Used from one event loop; every write runs in one thread of its own, so writes never overlap."""
 
-    def __init__(self, file: "_File", entries: Iterable[Entry], disk: ThreadPoolExecutor) -> None:
+    def __init__(self, file: "_File", entries: Iterable[Entry], disk: Executor) -> None:
         """Use `open`."""
         self._file, self._disk = file, disk
         self._dead_letters = _DeadLetters(file.path.parent / DEAD_LETTERS, file.clock)
@@ -77,16 +77,18 @@ class Spool:
         worker: str,
         clock: Callable[[], float],
         sync: Callable[[int], None] = to_disk,
+        disk: Executor | None = None,
     ) -> "Spool":
         """Take up this worker's file and adopt those of dead workers. worker: unique among living processes.
 
-        clock: Unix seconds. sync: what makes a written descriptor durable.
+        clock: Unix seconds. sync: what makes a written descriptor durable. disk: what runs every write, one at a time;
+        default: a thread.
         """
         if not worker or Path(worker).name != worker:
             raise ValueError(
                 f"a worker's name becomes a file's name, {worker!r} cannot; try letters and digits"
             )
-        disk = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        disk = disk or ThreadPoolExecutor(1, thread_name_prefix="spool")
         what = f"the spool in {folder} cannot be opened"
         try:
             file, entries = await _in_thread(disk, what, _open, folder / f"{worker}.spool", clock, sync)
@@ -119,6 +121,13 @@ class Spool:
         await written
         return entry
 
+    def amend(self, sequence: int, payload: Mapping[str, Any]) -> None:
+        """Say more about a pending entry. Written soon and not waited for: what was acknowledged is on disk already."""
+        if sequence in self._pending and not self._closed:
+            self._pending[sequence] = Entry(sequence, dict(payload))
+            self._marks.append(_entry_frame(self._pending[sequence]))
+            self._wake()
+
     async def finish(self, sequence: int) -> None:
         """The entry is settled. The mark is written soon and not waited for: losing it costs one more harmless send."""
         if self._pending.pop(sequence, None) is not None and not self._closed:
@@ -141,6 +150,13 @@ class Spool:
         what = "the spool cannot be closed"
         await _in_thread(self._disk, what, self._file.close, not self._pending)
         self._disk.shutdown()
+
+    def abandon(self) -> None:
+        """What the end of the process does: the file is let go of, and nothing more is written."""
+        if not self._closed:
+            self._closed = True
+            self._waiting, self._marks = [], []
+            self._file.close(remove=False)
 
     def _wake(self) -> None:
         if self._flusher is None or self._flusher.done():
@@ -189,7 +205,7 @@ class Spool:
             self._entries_in_file = len(entries)
 
 
-async def _in_thread(disk: ThreadPoolExecutor, what: str, work: Callable[..., T], *arguments: Any) -> T:
+async def _in_thread(disk: Executor, what: str, work: Callable[..., T], *arguments: Any) -> T:
     """What the work returns; SpoolError saying what failed where the disk refuses."""
     try:
         return await asyncio.get_running_loop().run_in_executor(disk, work, *arguments)
