@@ -171,12 +171,11 @@ class Intake:
         return self._clock() - tracked.feedback.at
 
     async def sort_out(self) -> None:
-        """At the start: what was settled long ago is let go of, and feedback for routes that are no longer configured goes
-        to the dead-letter file.
+        """At the start: what had been settled and can no longer be sent is let go of, and feedback for routes that are not
+        configured any more goes to the dead-letter file.
         """
-        now = self._clock()
         for tracked in list(self._unsettled.values()):
-            if now - tracked.entry.payload.get("settled_at", now) >= self._retain_s:
+            if "settled_at" in tracked.entry.payload and self._waited_s(tracked) > self._window_s:
                 del self._unsettled[tracked.entry.sequence]
                 await self._spool.finish(tracked.entry.sequence)
         for tracked in [t for t in self._unsettled.values() if t.scope not in self._routes]:
@@ -198,11 +197,11 @@ class Intake:
             await self._spool.finish(self._settled.popleft().entry.sequence)
 
     def leave(self) -> None:
-        """At a clean end: what was read back stays on disk for as long as a failover may take it back, and is then let go
-        of by whoever takes up the spool.
+        """At a clean end: what was read back stays on disk, since a failover may still take it back. Whoever takes up the
+        spool sends it again, or, once the window has passed, lets go of it.
         """
         for tracked in self._settled:
-            payload = {**tracked.entry.payload, "settled_at": tracked.settled_at}
+            payload = _to_payload(tracked.scope, tracked.feedback) | {"settled_at": tracked.settled_at}
             self._spool.amend(tracked.entry.sequence, payload)
 
     async def _history_changed(self, scope: str) -> None:

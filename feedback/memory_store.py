@@ -67,7 +67,8 @@ class MemoryLog:
 
     async def put_decisions(
         self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
-    ) -> None:
+    ) -> int:
+        before = -1 if beacon is None else self._beacons.get(beacon[0], -1)
         if beacon is not None:
             self._beacons[beacon[0]] = beacon[1]
         for decision_id, record in records.items():
@@ -75,6 +76,7 @@ class MemoryLog:
         for decision_id in list(islice(self._records, max(len(self._records) - DECISIONS_KEPT, 0))):
             del self._records[decision_id]
             self._given.pop(decision_id, None)
+        return before
 
     async def last_beacon(self, worker: str) -> int:
         return self._beacons.get(worker, -1)

@@ -67,7 +67,9 @@ class Recorder:
             self._write_again()
         while self._unwritten:
             batch = dict(islice(self._unwritten.items(), BATCH))
-            await self._log.put_decisions(batch, (self._worker, self._beacon + 1))
+            before = await self._log.put_decisions(batch, (self._worker, self._beacon + 1))
+            if before < self._beacon:
+                self._write_again()
             self._beacon += 1
             for decision_id, record in batch.items():
                 self._unwritten.pop(decision_id, None)

@@ -117,8 +117,10 @@ class RedisLog:
 
     async def put_decisions(
         self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
-    ) -> None:
+    ) -> int:
         pipeline = self._redis.pipeline(transaction=False)
+        if beacon is not None:
+            pipeline.hget(self._beacons, beacon[0])
         for decision_id, record in records.items():
             pipeline.set(self._decision + decision_id, record, px=self._ttl_ms, nx=True)
         if beacon is not None:
@@ -127,6 +129,7 @@ class RedisLog:
         results = await _asked(pipeline.execute(raise_on_error=False))
         for refused in (result for result in results if isinstance(result, Exception)):
             raise _unavailable(refused)
+        return -1 if beacon is None or results[0] is None else int(results[0])
 
     async def last_beacon(self, worker: str) -> int:
         sequence: bytes | None = await _asked(self._redis.hget(self._beacons, worker))

@@ -92,8 +92,12 @@ class Replica:
 
     async def load(self) -> None:
         """Begin with the stored snapshot instead of the log's first entry."""
-        state = await self._stored_state()
-        marks = await self._log.marks(state.cursor, MARKS_READ_BACK)
+        for _ in range(3):
+            state = await self._stored_state()
+            marks = await self._log.marks(state.cursor, MARKS_READ_BACK)
+            tail = await self._log.read(state.cursor, 1)
+            if tail.last is None or self._continues(tail, state.cursor):
+                break  # else the store changed in between, and these marks may be another history's
         self._adopt(state)
         self._marks = OrderedDict((name, (self.state.cursor, v)) for name, v in marks.fields.items())
         self._marks_since = marks.since
@@ -105,8 +109,8 @@ class Replica:
             tail = await self._log.read(self.state.cursor, BATCH)
             if tail.last is None:
                 return await self._begin_log()
-            self._seed = tail.seed
-            if not self._continues(tail):
+            self._seed, self._empty_since = tail.seed, float("inf")
+            if not self._continues(tail, self.state.cursor):
                 await self._reload()
                 return History.REPLACED
             self._fold(tail)
@@ -115,9 +119,8 @@ class Replica:
                 await self._save_snapshot(tail.snapshot or START)
                 return History.CONTINUED
 
-    def _continues(self, tail: Tail) -> bool:
+    def _continues(self, tail: Tail, cursor: str) -> bool:
         """Each entry names the one before it, so a fork or a gap shows at once."""
-        cursor = self.state.cursor
         if not tail.entries:
             return tail.last == cursor
         for entry in tail.entries:

@@ -110,10 +110,11 @@ class Log(Protocol):
 
     async def put_decisions(
         self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
-    ) -> None:
+    ) -> int:
         """Keep records by decision id for the feedback window; a record that is already there stays.
 
-        beacon: (worker, sequence), written after them: where it is still found, they are too.
+        beacon: (worker, sequence), written after them: where it is still found, they are too. Returns the sequence of the
+        worker's beacon as it was before, -1 if there was none.
         """
         ...
 

@@ -44,6 +44,7 @@ WINDOW_S: Final = 3600.0
 BEGIN_S: Final = 700 * HALF_LIFE_S  # a decision of this very moment weighs exactly one
 GATEWAYS: Final = 3
 STEPS: Final = 160
+PATIENCE_S: Final = 600.0  # of schedules, whose gateways tick only now and then: longer than any of them pauses
 ACKNOWLEDGED: Final = (Answer.APPLIED, Answer.REVISED, Answer.DUPLICATE)
 
 T = TypeVar("T")
@@ -303,7 +304,7 @@ class Schedule:
             {SCOPE: NoPosterior()},
             identity=Identity(name, [SECRET], WINDOW_S),
             clock=self.clock,
-            patience_s=3.0,
+            patience_s=PATIENCE_S if self._all_lives else 0.0,
             ticks=self.clock,
         )
         self._world.mutate(learning)
