@@ -91,13 +91,15 @@ class Replica:
         )
 
     async def load(self) -> None:
-        """Begin with the stored snapshot instead of the log's first entry."""
-        for _ in range(3):
-            state = await self._stored_state()
-            marks = await self._log.marks(state.cursor, MARKS_READ_BACK)
-            tail = await self._log.read(state.cursor, 1)
-            if tail.last is None or self._continues(tail, state.cursor):
-                break  # else the store changed in between, and these marks may be another history's
+        """Begin with the stored snapshot instead of the log's first entry; StoreError, and nothing has changed, where log
+        and snapshot are not of one history: because the store changes just now, or because it is damaged.
+        """
+        state = await self._stored_state()
+        marks = await self._log.marks(state.cursor, MARKS_READ_BACK)
+        tail = await self._log.read(state.cursor, 1)
+        fits = self._continues(tail, state.cursor) if tail.last else state.cursor == START
+        if not fits:
+            raise StoreError("the stored snapshot and the log do not fit together")
         self._adopt(state)
         self._marks = OrderedDict((name, (self.state.cursor, v)) for name, v in marks.fields.items())
         self._marks_since = marks.since
