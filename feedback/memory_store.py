@@ -137,8 +137,9 @@ class MemoryLog:
         upto = bisect_right(self._entries, position(before), key=lambda entry: position(entry.token))
         entries = self._entries[max(upto - limit, 0) : upto]
         fields = dict(field for entry in entries for field in fields_of(entry.mark).items())
-        if upto > limit or self._marks is None:
-            return Marks(entries[0].previous if entries else before, fields)
+        oldest = entries[0].previous if entries else before
+        if oldest != self._seed or self._marks is None:
+            return Marks(oldest, fields)
         return Marks(self._marks.since, {**self._marks.fields, **fields})
 
     async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:

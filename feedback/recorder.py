@@ -28,7 +28,8 @@ class Recorder:
         self._written: OrderedDict[str, bytes] = OrderedDict()
         self._calls: dict[str, CallStatistics] = {}
         self._sequence = 0
-        self._beacon = -1  # never used again, not even after a loss: an older one must not pass for it
+        self._beacon = -1  # the last that the store answered for
+        self._attempts = 0  # never a number twice, not even where no answer came: an older one must not pass for it
         self._sending: Called | None = None
 
     @property
@@ -67,10 +68,11 @@ class Recorder:
             self._write_again()
         while self._unwritten:
             batch = dict(islice(self._unwritten.items(), BATCH))
-            before = await self._log.put_decisions(batch, (self._worker, self._beacon + 1))
+            beacon, self._attempts = self._attempts, self._attempts + 1
+            before = await self._log.put_decisions(batch, (self._worker, beacon))
             if before < self._beacon:
                 self._write_again()
-            self._beacon += 1
+            self._beacon = beacon
             for decision_id, record in batch.items():
                 self._unwritten.pop(decision_id, None)
                 self._written[decision_id] = record

@@ -175,20 +175,19 @@ class RedisLog:
         return bool(await self._script(SEED, keys, [snapshot, token, marks.since, 2 * self._ttl_ms, *fields]))
 
     async def marks(self, before: str, limit: int) -> Marks:
-        fields: dict[bytes, bytes] = await _asked(self._redis.hgetall(self._marks))
-        since, newest, upper = _text(fields.pop(b"since", None)), before, stream_id(before)
-        found: list[tuple[bytes, bytes]] = []
-        while len(found) < 2 * limit:
+        seeded: dict[bytes, bytes] = await _asked(self._redis.hgetall(self._marks))
+        seed = _text(await _asked(self._redis.hget(self._meta, "seed")))
+        since, oldest, upper = _text(seeded.pop(b"since", None)), before, stream_id(before)
+        backwards: list[tuple[bytes, bytes]] = []
+        while len(backwards) < 2 * limit and oldest != seed:
             rows = await _asked(self._redis.xrevrange(self._log, upper, "-", count=MARKS_AT_A_TIME))
             for key, entry in rows:
-                newest, upper = _text(entry.get(b"p")) or newest, f"({key.decode()}"
-                found += reversed(fields_of(entry.get(b"m", b"")).items())
+                oldest, upper = _text(entry.get(b"p")) or oldest, f"({key.decode()}"
+                backwards += reversed(fields_of(entry.get(b"m", b"")).items())
             if len(rows) < MARKS_AT_A_TIME:
                 break
-        else:
-            return Marks(newest, dict(reversed(found)))
-        whole = since is not None
-        return Marks(since if whole else newest, fields | dict(reversed(found)))
+        fields = seeded | dict(reversed(backwards))
+        return Marks(since if since is not None and oldest == seed else oldest, fields)
 
     async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:
         milliseconds = min(position(base)[0], position(token)[0] - LOG_KEPT_MS)

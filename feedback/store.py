@@ -144,7 +144,7 @@ class Log(Protocol):
         ...
 
     async def marks(self, before: str, limit: int) -> Marks:
-        """The marks up to the token `before`: those of up to `limit` entries, and those that the log was seeded with."""
+        """The marks up to the token `before`: of up to `limit` entries, and, if they reach back to it, of the seed."""
         ...
 
     async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:

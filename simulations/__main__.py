@@ -1,4 +1,6 @@
-"""`python -m simulations demo | fleet | replay | bench`: the demo, its fleet left running, replays, and measurements."""
+"""`python -m simulations demo | fleet | replay | bench | schedules`: the demo, its fleet left running, replays, measurements,
+and schedules of failures.
+"""
 
 import argparse
 import json
@@ -14,6 +16,7 @@ from simulations import bench, demo, fleet
 from simulations.datasets import DatasetError, load
 from simulations.metrics import OBJECTIVES
 from simulations.replay import CONTESTANTS, Plan, replay
+from simulations.schedules import run_schedules
 from simulations.tables import plain
 
 
@@ -44,7 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_fleet(commands.add_parser("fleet", help="leave recorded models and gateway running"))
     _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
+    _add_schedules(
+        commands.add_parser("schedules", help="the gateways' own code through failures drawn from seeds")
+    )
     return parser
+
+
+def _add_schedules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--count", type=_positive, default=300, metavar="N")
+    parser.set_defaults(
+        run=lambda options: run_schedules(range(options.first, options.first + options.count))
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -66,7 +66,7 @@ class FailingStore:
     def __init__(self, rng: random.Random, turns: Turns, clock: Callable[[], float]) -> None:
         self.faults, self.frozen = 0.0, False
         self._rng, self._turns, self._clock = rng, turns, clock
-        self._time = clock()
+        self._time, self._behind_s = clock(), 0.0
         self._primary, self._copy = self.new_log(), self.new_log()
         self._journal: deque[tuple[float, str, tuple[Any, ...], dict[str, Any]]] = deque()
         self._cut_off: set[str] = set()
@@ -89,10 +89,11 @@ class FailingStore:
         return self._primary.holds(decision_id)
 
     def failover(self, *, lost: int) -> None:
-        """The copy takes over, without the last commits that it had not got."""
+        """The copy takes over, without the last commits that it had not got, and maybe with a clock that is behind."""
         while len(self._journal) > lost:
             self._replicate_one()
         self._journal.clear()
+        self._behind_s = self._rng.choice([0.0, 0.0, 2.0, 20.0])
         self._primary, self._copy = self._copy, self._copy.copy()
 
     def flush_all(self) -> None:
@@ -104,10 +105,10 @@ class FailingStore:
         fails = self._rng.random() < self.faults
         if self.frozen or (fails and self._rng.random() < 0.5):
             raise StoreError("away")
-        self._time = self._clock()
+        self._time = self._clock() - self._behind_s
         answer = await getattr(self._primary, name)(*arguments, **named)
         if name not in READS:
-            self._journal.append((self._clock(), name, arguments, named))
+            self._journal.append((self._time, name, arguments, named))
             self._replicate_old()
         await self._turn(process)
         if fails:
@@ -121,7 +122,7 @@ class FailingStore:
 
     def _replicate_old(self) -> None:
         while self._journal and (
-            len(self._journal) > LAG_COMMITS or self._journal[0][0] < self._clock() - LAG_S
+            len(self._journal) > LAG_COMMITS or self._journal[0][0] < self._time - LAG_S
         ):
             self._replicate_one()
 

@@ -333,14 +333,14 @@ class Schedule:
 
     async def _let_go_on(self) -> None:
         """Everything runs that waits for nothing of ours."""
-        for _ in range(12):
+        for _ in range(5):
             await asyncio.sleep(0)
 
     async def _calm_down(self) -> None:
         """All faults end, every process runs, and time goes on until nothing changes any more."""
         self._store.faults, self._store.frozen = 0.0, False
         self._turns.let_all_go()
-        for _ in range(6):
+        for _ in range(12):
             await self._let_go_on()
         while any(life is None for life in self._lives):
             await self._restart()
@@ -348,7 +348,7 @@ class Schedule:
 
     async def _rounds(self, count: int) -> None:
         for _ in range(count):
-            self._now += 20.0
+            self._now += 60.0
             for life in self._living():
                 await asyncio.gather(*life.tasks, return_exceptions=True)
                 await _ticked(life.learning)
