@@ -18,6 +18,7 @@ from feedback.store import (
     Feedback,
     Marks,
     Settled,
+    StoreError,
     Tail,
     chained,
     check_scope,
@@ -134,6 +135,8 @@ class MemoryLog:
         return True
 
     async def marks(self, before: str, limit: int) -> Marks:
+        if before not in (self._seed, START) and not any(entry.token == before for entry in self._entries):
+            raise StoreError("the log does not hold the history that was asked for")
         upto = bisect_right(self._entries, position(before), key=lambda entry: position(entry.token))
         entries = self._entries[max(upto - limit, 0) : upto]
         fields = dict(field for entry in entries for field in fields_of(entry.mark).items())

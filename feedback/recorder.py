@@ -11,7 +11,7 @@ from typing import Final
 
 from bandit.statistics import CallStatistics
 from feedback.events import Called, encode_called
-from feedback.store import Log
+from feedback.store import Log, StoreError
 
 DECISIONS_KEPT: Final = 20_000
 BATCH: Final = 256
@@ -69,7 +69,11 @@ class Recorder:
         while self._unwritten:
             batch = dict(islice(self._unwritten.items(), BATCH))
             beacon, self._attempts = self._attempts, self._attempts + 1
-            before = await self._log.put_decisions(batch, (self._worker, beacon))
+            try:
+                before = await self._log.put_decisions(batch, (self._worker, beacon))
+            except StoreError:
+                self._write_again()  # it may have happened, on a server that had lost what came before
+                raise
             if before < self._beacon:
                 self._write_again()
             self._beacon = beacon

@@ -55,6 +55,7 @@ LOG_KEPT_MS: Final = (
 
 MESSAGE_CHARS: Final = 200
 MARKS_AT_A_TIME: Final = 1000
+START_TOKEN: Final = b"0-0:"
 
 
 class RedisStore:
@@ -175,19 +176,26 @@ class RedisLog:
         return bool(await self._script(SEED, keys, [snapshot, token, marks.since, 2 * self._ttl_ms, *fields]))
 
     async def marks(self, before: str, limit: int) -> Marks:
-        seeded: dict[bytes, bytes] = await _asked(self._redis.hgetall(self._marks))
-        seed = _text(await _asked(self._redis.hget(self._meta, "seed")))
-        since, oldest, upper = _text(seeded.pop(b"since", None)), before, stream_id(before)
-        backwards: list[tuple[bytes, bytes]] = []
-        while len(backwards) < 2 * limit and oldest != seed:
-            rows = await _asked(self._redis.xrevrange(self._log, upper, "-", count=MARKS_AT_A_TIME))
-            for key, entry in rows:
-                oldest, upper = _text(entry.get(b"p")) or oldest, f"({key.decode()}"
-                backwards += reversed(fields_of(entry.get(b"m", b"")).items())
-            if len(rows) < MARKS_AT_A_TIME:
+        pipeline = self._redis.pipeline(transaction=True)  # all of one history
+        pipeline.hgetall(self._marks)
+        pipeline.hmget(self._meta, "seed", "snapshot")
+        seeded, (seed, snapshot) = await _asked(pipeline.execute())
+        oldest, backwards = before, list[tuple[bytes, bytes]]()
+        for _ in range(0, limit, MARKS_AT_A_TIME):
+            if oldest.encode() in (seed, START_TOKEN):
                 break
-        fields = seeded | dict(reversed(backwards))
-        return Marks(since if since is not None and oldest == seed else oldest, fields)
+            upper = stream_id(oldest)
+            rows = await _asked(self._redis.xrevrange(self._log, upper, "-", count=MARKS_AT_A_TIME))
+            for entry in (_entry(key, fields) for key, fields in rows):
+                if entry.token != oldest:
+                    raise StoreError("the log's entries are not of the history that was asked for")
+                oldest = entry.previous
+                backwards += reversed(fields_of(entry.mark).items())
+        if oldest == before and before.encode() not in (seed, snapshot, START_TOKEN):
+            raise StoreError("the log does not hold the history that was asked for")
+        since = seeded.pop(b"since", None)
+        whole = since is not None and oldest.encode() == seed
+        return Marks(since.decode() if whole else oldest, seeded | dict(reversed(backwards)))
 
     async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:
         milliseconds = min(position(base)[0], position(token)[0] - LOG_KEPT_MS)

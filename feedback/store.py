@@ -144,7 +144,10 @@ class Log(Protocol):
         ...
 
     async def marks(self, before: str, limit: int) -> Marks:
-        """The marks up to the token `before`: of up to `limit` entries, and, if they reach back to it, of the seed."""
+        """The marks up to the token `before`: of up to `limit` entries, and, if they reach back to it, of the seed.
+
+        StoreError where the log does not hold that history.
+        """
         ...
 
     async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:
