@@ -10,18 +10,22 @@ reservations: at most one lease per replica. All amounts are integers of 10^-9 U
 """
 
 import logging
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from feedback.spool import Entry, Spool, SpoolError
 from feedback.store import StoreError
 
+NANO_PER_USD: Final = 1e9
 NANO_USD_MAX: Final = 2**53 // 2  # scripts compute in f64: sums stay exact
 SETTLED_AT_A_TIME: Final = 256
 MARGIN: Final = 0.8  # of a lease's life: after that it is not drawn on until it is renewed
 
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +45,8 @@ class Budget:
     local_cap_nano_usd: int = 0
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no budget's name: 1 to 64 of a-z 0-9 _ -")
         if not 0 < self.lease_nano_usd <= self.limit_nano_usd <= NANO_USD_MAX:
             raise ValueError(
                 f"a budget's lease is above 0 and at most its limit, and that at most {NANO_USD_MAX / 1e9:g} USD"
@@ -73,9 +79,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def settle(
-        self, budget: Budget, window: str, replica: str, costs: Mapping[str, int]
-    ) -> int:
+    async def settle(self, budget: Budget, window: str, replica: str, costs: Mapping[str, int]) -> int:
         """Charge each decision id once; what it cost leaves the replica's lease. Returns what was charged now."""
         ...
 
@@ -124,8 +128,9 @@ class Purse:
         self._window_of: dict[str, str] = {}  # decision -> the window it was reserved in
         self._journalled: list[Entry] = [] if journal is None else self._ours(journal.pending())
 
-    def reserve(self, decision_id: str, nano_usd: int) -> bool:
+    def reserve(self, decision_id: str, usd: float) -> bool:
         """May this call be made, that may cost so much? The amount is set aside until it is settled."""
+        nano_usd = math.ceil(usd * NANO_PER_USD)
         name = self.budget.window(self._clock())
         window = self._windows.setdefault(name, _Window())
         left = window.left(self._ticks())
@@ -139,14 +144,14 @@ class Purse:
         self._window_of[decision_id] = name
         return True
 
-    def settle(self, decision_id: str, nano_usd: int) -> None:
+    def settle(self, decision_id: str, usd: float) -> None:
         """What the call really cost, 0 if it failed. Of a decision that is settled again the first amount counts."""
         name = self._window_of.pop(decision_id, None)
         if name is None:
             return
         window = self._windows[name]
         del window.reserved[decision_id]
-        window.unsettled[decision_id] = nano_usd
+        window.unsettled[decision_id] = round(usd * NANO_PER_USD)
 
     async def tick(self) -> None:
         """Settle what was spent and fill up the lease; StoreError where the store is away."""
@@ -198,7 +203,9 @@ class Purse:
     async def _settle_journalled(self) -> None:
         while self._journalled:
             payload = self._journalled[0].payload
-            await self._ledger.settle(self.budget, payload["window"], payload["replica"], dict(payload["costs"]))
+            await self._ledger.settle(
+                self.budget, payload["window"], payload["replica"], dict(payload["costs"])
+            )
             entry = self._journalled.pop(0)
             assert self._journal is not None, "what was journalled has a journal"
             await self._journal.finish(entry.sequence)
@@ -215,12 +222,3 @@ class Purse:
 
     def _ours(self, entries: list[Entry]) -> list[Entry]:
         return [entry for entry in entries if entry.payload.get("budget") == self.budget.name]
-
-
-def nano_usd(usd: float) -> int:
-    return round(usd * 1e9)
-
-
-def in_usd(account: Account) -> dict[str, Any]:
-    """For operators."""
-    return {"spent_usd": account.spent / 1e9, "held_usd": account.held / 1e9}

@@ -16,7 +16,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 64)) do
   local left = redis.call('HGET', KEYS[2], other)
-  if left then redis.call('HINCRBY', KEYS[1], 'held', '-' .. left) end
+  if left then redis.call('HINCRBY', KEYS[1], 'held', string.format('%.0f', 0 - left)) end
   redis.call('HDEL', KEYS[2], other)
   redis.call('ZREM', KEYS[3], other)
 end
@@ -54,7 +54,7 @@ return string.format('%.0f', charged)
 GIVE_BACK: Final = """
 -- KEYS  account, leases, expiries      ARGV  replica
 local left = redis.call('HGET', KEYS[2], ARGV[1])
-if left then redis.call('HINCRBY', KEYS[1], 'held', '-' .. left) end
+if left then redis.call('HINCRBY', KEYS[1], 'held', string.format('%.0f', 0 - left)) end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 return 1

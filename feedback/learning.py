@@ -144,7 +144,9 @@ class Learning:
             self._revive()
 
 
-def _route(events: Log, scope: str, model: QualityModel, who: tuple[str, float, Callable[[], float]]) -> Route:
+def _route(
+    events: Log, scope: str, model: QualityModel, who: tuple[str, float, Callable[[], float]]
+) -> Route:
     worker, patience_s, ticks = who
     replica = Replica(events, model, patience_s=patience_s, clock=ticks)
     return Route(scope, events, replica, Recorder(events, worker=f"{worker}/{scope}"))

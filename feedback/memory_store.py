@@ -66,9 +66,7 @@ class MemoryLog:
         self._digest: str | None = None
         self._beacons: dict[str, int] = {}
 
-    async def put_decisions(
-        self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
-    ) -> int:
+    async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
         before = -1 if beacon is None else self._beacons.get(beacon[0], -1)
         if beacon is not None:
             self._beacons[beacon[0]] = beacon[1]
@@ -125,7 +123,9 @@ class MemoryLog:
     async def read(self, after: str, limit: int) -> Tail:
         first = bisect_right(self._entries, position(after), key=lambda entry: position(entry.token))
         later = self._entries[first : first + limit]
-        return Tail(self._last, self._snapshot[0] if self._snapshot else None, later, self._seed, self._digest)
+        return Tail(
+            self._last, self._snapshot[0] if self._snapshot else None, later, self._seed, self._digest
+        )
 
     async def seed(self, snapshot: bytes, token: str, marks: Marks | None = None) -> bool:
         if self._last is not None:
@@ -181,7 +181,7 @@ class MemoryLog:
     def _append(self, data: bytes, mark: bytes = b"") -> str:
         previous = self._last or START
         now = (int(self._clock() * 1000) if self._clock else 0, 0)
-        milliseconds, sequence = now if now > position(previous) else position(previous)
+        milliseconds, sequence = max(position(previous), now)
         token = chained(f"{milliseconds}-{sequence + (now <= position(previous))}", previous, data)
         self._entries.append(Entry(previous, token, data, mark))
         self._last = token

@@ -29,7 +29,9 @@ class Recorder:
         self._calls: dict[str, CallStatistics] = {}
         self._sequence = 0
         self._beacon = -1  # the last that the store answered for
-        self._attempts = 0  # never a number twice, not even where no answer came: an older one must not pass for it
+        self._attempts = (
+            0  # never a number twice, not even where no answer came: an older one must not pass for it
+        )
         self._sending: Called | None = None
 
     @property

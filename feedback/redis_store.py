@@ -18,6 +18,7 @@ Nothing here is retried: a call takes at most `timeout_s`, then it is a StoreErr
 import hashlib
 import struct
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -26,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
+from feedback.ledgers import RedisLedger
 from feedback.redis_scripts import APPEND, FEEDBACK, SEED, SNAPSHOT
 from feedback.store import (
     RATINGS_PER_DECISION,
@@ -79,6 +81,10 @@ class RedisStore:
     def log(self, scope: str) -> "RedisLog":
         return RedisLog(self._redis, f"{self._prefix}:{{{check_scope(scope)}}}", self._ttl_ms)
 
+    def ledger(self, tenant: str) -> RedisLedger:
+        """The tenant's budgets, all in the tenant's own slot."""
+        return RedisLedger(partial(_run, self._redis), f"{self._prefix}:{{{check_scope(tenant)}}}")
+
     async def probe(self) -> str:
         """The server's version, after showing that it can run the scripts.
 
@@ -116,9 +122,7 @@ class RedisLog:
         self._log, self._meta, self._snapshot = f"{base}:log", f"{base}:meta", f"{base}:snap"
         self._marks, self._beacons = f"{base}:marks", f"{base}:w"
 
-    async def put_decisions(
-        self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
-    ) -> int:
+    async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
         pipeline = self._redis.pipeline(transaction=False)
         if beacon is not None:
             pipeline.hget(self._beacons, beacon[0])
@@ -208,13 +212,17 @@ class RedisLog:
         return snapshot
 
     async def _script(self, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        digest = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - the name that the server gives to a script
-        try:
-            return await self._redis.evalsha(digest, len(keys), *keys, *arguments)
-        except NoScriptError:  # a new server, or one that restarted
-            return await _asked(self._redis.eval(source, len(keys), *keys, *arguments))
-        except Exception as error:
-            raise _unavailable(error) from error
+        return await _run(self._redis, source, keys, arguments)
+
+
+async def _run(redis: Redis, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    digest = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - the name that the server gives to a script
+    try:
+        return await redis.evalsha(digest, len(keys), *keys, *arguments)
+    except NoScriptError:  # a new server, or one that restarted
+        return await _asked(redis.eval(source, len(keys), *keys, *arguments))
+    except Exception as error:
+        raise _unavailable(error) from error
 
 
 async def _asked(call: Awaitable[Any]) -> Any:

@@ -46,7 +46,9 @@ class Counters:
     seeds: int = 0
     snapshots: int = 0
     bad_snapshots: int = 0
-    digests_confirmed: int = 0  # snapshots of others whose state was, to the last bit, this one's at the same position
+    digests_confirmed: int = (
+        0  # snapshots of others whose state was, to the last bit, this one's at the same position
+    )
     digests_differing: int = 0
 
 
@@ -160,7 +162,9 @@ class Replica:
             self.counters.digests_confirmed += 1
         else:
             self.counters.digests_differing += 1
-            log.error("at %s this replica's state is not the one that was published: %s", tail.snapshot, tail.digest)
+            log.error(
+                "at %s this replica's state is not the one that was published: %s", tail.snapshot, tail.digest
+            )
 
     def _adopt(self, state: State) -> None:
         self.state, self.posterior = state, state.posterior(self._model)

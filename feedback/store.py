@@ -108,9 +108,7 @@ class Marks:
 class Log(Protocol):
     """The log of one route. Every method raises StoreError where the store cannot answer."""
 
-    async def put_decisions(
-        self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
-    ) -> int:
+    async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
         """Keep records by decision id for the feedback window; a record that is already there stays.
 
         beacon: (worker, sequence), written after them: where it is still found, they are too. Returns the sequence of the

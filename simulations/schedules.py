@@ -16,9 +16,8 @@ import logging
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -44,7 +43,9 @@ WINDOW_S: Final = 3600.0
 BEGIN_S: Final = 700 * HALF_LIFE_S  # a decision of this very moment weighs exactly one
 GATEWAYS: Final = 3
 STEPS: Final = 160
-PATIENCE_S: Final = 600.0  # of schedules, whose gateways tick only now and then: longer than any of them pauses
+PATIENCE_S: Final = (
+    600.0  # of schedules, whose gateways tick only now and then: longer than any of them pauses
+)
 ACKNOWLEDGED: Final = (Answer.APPLIED, Answer.REVISED, Answer.DUPLICATE)
 
 T = TypeVar("T")
@@ -235,7 +236,9 @@ class Schedule:
             given.answer = "queued" if answer is None else answer.value
 
     async def _tick(self) -> None:
-        for life in self._rng.sample(self._living(), k=min(len(self._living()), self._rng.randint(1, GATEWAYS))):
+        for life in self._rng.sample(
+            self._living(), k=min(len(self._living()), self._rng.randint(1, GATEWAYS))
+        ):
             if life.tick is None or life.tick.done():
                 life.tick = self._spawn(life, _ticked(life.learning))
         await self._let_go_on()
@@ -295,7 +298,11 @@ class Schedule:
         name = f"life-{len(self._all_lives)}"
         store = self._store
         spool = await Spool.open(
-            folder, worker=name, clock=self.clock, sync=lambda fd: self._world.sync(self._disk, fd), disk=AtOnce()
+            folder,
+            worker=name,
+            clock=self.clock,
+            sync=lambda fd: self._world.sync(self._disk, fd),
+            disk=AtOnce(),
         )
         connection = store.connection(name)
         learning = Learning(
@@ -404,7 +411,11 @@ class Schedule:
         for (decision, kind, source), given in _by_slot(self._given).items():
             counted, _ = _counted(state, decision, kind, source)
             queued = [g for g in given if g.answer == "queued"]
-            if counted == 0 and queued and not any((decision, kind, source) == letter[:3] for letter in letters):
+            if (
+                counted == 0
+                and queued
+                and not any((decision, kind, source) == letter[:3] for letter in letters)
+            ):
                 raise self._wrong(f"{source} on {decision} was queued and is nowhere: {_told(given)}")
         answers = Counter(g.answer for g in self._given)
         acknowledged = sum(answers[a.value] for a in ACKNOWLEDGED)
@@ -482,8 +493,14 @@ async def _ticked(learning: Learning) -> None:
 
 def _seen(task: asyncio.Task[Any]) -> None:
     """A task of a killed process ends with KilledError; any other failure is the schedule's."""
-    if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), KilledError):
-        task.get_loop().call_exception_handler({"message": "failed", "exception": task.exception(), "task": task})
+    if (
+        not task.cancelled()
+        and task.exception() is not None
+        and not isinstance(task.exception(), KilledError)
+    ):
+        task.get_loop().call_exception_handler(
+            {"message": "failed", "exception": task.exception(), "task": task}
+        )
 
 
 def _by_slot(given: Sequence[Given]) -> dict[tuple[str, int, str], list[Given]]:

@@ -38,9 +38,7 @@ class Batches(MemoryLog):
         self.given: list[list[str]] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
-    async def put_decisions(
-        self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None
-    ) -> int:
+    async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
         self.given.append(list(records))
         self.meanwhile()
         return await super().put_decisions(records, beacon)

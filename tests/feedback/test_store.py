@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import shutil
 import struct
-import struct
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -192,7 +191,11 @@ async def test_a_log_seeded_with_marks_knows_the_feedback_before_it(store: Store
     end = (await entries(first))[-1].token
     second = store.log(fresh_scope())
     assert await second.seed(b"seed", end, await first.marks(end, 100))
-    again = [rating(0.25, "a", record=RECORD), rating(0.3, "a", record=RECORD), rating(0.75, "c", record=RECORD)]
+    again = [
+        rating(0.25, "a", record=RECORD),
+        rating(0.3, "a", record=RECORD),
+        rating(0.75, "c", record=RECORD),
+    ]
     assert await given(second, *again) == [Answer.DUPLICATE, Answer.CONFLICT, Answer.REVISED]
     assert await values(second) == [(0.75, 0.25)]
     assert await given(second, rating(0.25, "a")) == [Answer.DUPLICATE], "known without its record"

@@ -18,12 +18,15 @@ from feedback.spool import Entry, Spool
 from feedback.state import START, State
 from feedback.store import Answer, Feedback, Marks, Settled, position
 from simulations.failing_store import ENTRIES_KEPT_S, FailingStore
-from simulations.schedules import Disk, ScheduleError, World, run_schedule
+from simulations.schedules import ScheduleError, World, run_schedule
 
 SCHEDULES = 300
 CHUNKS = 10
 MUTANT_SEEDS = 300
-RARE = {"stream ids instead of a hash chain": 100, "snapshot of another history accepted": 140}  # where to begin
+RARE = {
+    "stream ids instead of a hash chain": 100,
+    "snapshot of another history accepted": 140,
+}  # where to begin
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -106,7 +109,10 @@ class OldDecisionsOverwritten(MemoryLog):
 
     async def give_feedback(self, feedback: Feedback) -> Settled:
         settled = await super().give_feedback(feedback)
-        if settled.answer is Answer.APPLIED and struct.unpack("<d", struct.pack("<d", feedback.value))[0] > 0.9:
+        if (
+            settled.answer is Answer.APPLIED
+            and struct.unpack("<d", struct.pack("<d", feedback.value))[0] > 0.9
+        ):
             self._given.pop(feedback.decision_id)
         return settled
 
