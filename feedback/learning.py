@@ -40,7 +40,7 @@ class Identity:
 class Learning:
     """routes: "tenant.route" -> its learning. store_error: why the store could not be reached last time, or None."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a process takes from outside
         self,
         store: Store,
         spool: Spool,

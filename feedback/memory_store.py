@@ -167,9 +167,9 @@ class MemoryLog:
     def copy(self) -> "MemoryLog":
         """Another log with the same contents, that goes its own way."""
         other = copy(self)
-        other._records, other._beacons = dict(self._records), dict(self._beacons)
-        other._given = {d: _Given(dict(g.current), dict(g.by_key)) for d, g in self._given.items()}
-        other._entries = list(self._entries)
+        given = {d: _Given(dict(g.current), dict(g.by_key)) for d, g in self._given.items()}
+        held = {"_records": dict(self._records), "_beacons": dict(self._beacons), "_given": given}
+        vars(other).update(held, _entries=list(self._entries))
         return other
 
     def _trim(self, base: str) -> None:

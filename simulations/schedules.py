@@ -13,6 +13,7 @@ and that only if its decision is gone with the process that made it; nothing eve
 
 import asyncio
 import logging
+import os
 import random
 import tempfile
 from collections import Counter
@@ -82,8 +83,6 @@ class Disk:
         self._rng, self._durable = rng, dict[int, int]()
 
     def sync(self, descriptor: int) -> None:
-        import os
-
         found = os.fstat(descriptor)
         self._durable[found.st_ino] = found.st_size
 
@@ -161,6 +160,20 @@ class Schedule:
         self._given: list[Given] = []
         self._called = 0
         self._steps: Counter[str] = Counter()
+        self._kinds: list[tuple[str, int, Callable[[], Coroutine[Any, Any, None]]]] = [
+            ("decide", 20, self._decide),
+            ("give", 36, self._give),
+            ("tick", 30, self._tick),
+            ("restart", 4, self._restart),
+            ("kill", 2, self._kill),
+            ("power cut", 1, self._power_cut),
+            ("stop", 1, self._stop),
+            ("failover", 3, self._failover),
+            ("empty", 1, self._empty),
+            ("freeze", 2, self._freeze),
+            ("thaw", 8, self._thaw),
+            ("wait", 2, self._wait),
+        ]
 
     def clock(self) -> float:
         return self._now
@@ -181,9 +194,9 @@ class Schedule:
     async def _step(self) -> None:
         self._now += self._rng.choice([0.0, 0.1, 0.3, 1.0, 5.0])
         self._store.faults = 0.15 if self._rng.random() < 0.3 else 0.0
-        choice = self._rng.choices(list(_STEPS), weights=[weight for weight, _ in _STEPS.values()])[0]
-        self._steps[choice] += 1
-        await _STEPS[choice][1](self)
+        ((name, _, step),) = self._rng.choices(self._kinds, [weight for _, weight, _ in self._kinds])
+        self._steps[name] += 1
+        await step()
         for _ in range(self._rng.randint(0, 6)):
             self._turns.release_one()
             await self._let_go_on()
@@ -436,22 +449,6 @@ class Schedule:
 
     def _key(self) -> str:
         return f"key-{len(self._given)}"
-
-
-_STEPS: Final[dict[str, tuple[int, Callable[[Schedule], Coroutine[Any, Any, None]]]]] = {
-    "decide": (20, Schedule._decide),
-    "give": (36, Schedule._give),
-    "tick": (30, Schedule._tick),
-    "restart": (4, Schedule._restart),
-    "kill": (2, Schedule._kill),
-    "power cut": (1, Schedule._power_cut),
-    "stop": (1, Schedule._stop),
-    "failover": (3, Schedule._failover),
-    "empty": (1, Schedule._empty),
-    "freeze": (2, Schedule._freeze),
-    "thaw": (8, Schedule._thaw),
-    "wait": (2, Schedule._wait),
-}
 
 
 def run_schedule(seed: int, world: World | None = None) -> Account:

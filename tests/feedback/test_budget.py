@@ -220,7 +220,7 @@ async def test_costs_on_disk_are_charged_by_the_next_life(tmp_path: Path) -> Non
 )
 def test_a_budget_that_cannot_be_kept_is_refused(wrong: dict[str, Any]) -> None:
     right = {"name": "all", "limit_nano_usd": 10 * NANO, "lease_nano_usd": NANO}
-    with pytest.raises(ValueError, match="budget|lease"):
+    with pytest.raises(ValueError, match=r"budget|lease"):
         Budget(**(right | wrong))
 
 
