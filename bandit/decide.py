@@ -16,8 +16,9 @@ from bandit.types import Context, Vector
 class Decision:
     """What was decided, wide enough to learn from it and to evaluate other policies on it later.
 
-    candidates and probabilities (K,) belong together; propensity is the chosen one's probability, above 0.
-    token: position in the log whose posterior decided.
+    candidates, probabilities, quality_mean and quality_sd (K,) belong together; propensity is the chosen one's probability,
+    above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of the expectation);
+    noise_variance: of a rating about its expectation. token: position in the log whose posterior decided.
     """
 
     decision_id: str
@@ -27,6 +28,9 @@ class Decision:
     probabilities: Vector
     context: Context
     token: str
+    quality_mean: Vector
+    quality_sd: Vector
+    noise_variance: float
 
 
 def decide(
@@ -38,6 +42,7 @@ def decide(
     noise = Noise.of(decision_id)
     probabilities = policy.probabilities(posterior, context, candidates, noise)
     chosen = _sample(probabilities, noise.uniform)
+    expected = posterior.quality.predict(context.x, [arm.name for arm in candidates])
     return Decision(
         decision_id=decision_id,
         arm=candidates[chosen],
@@ -46,6 +51,9 @@ def decide(
         probabilities=probabilities,
         context=context,
         token=posterior.token,
+        quality_mean=expected.mean,
+        quality_sd=expected.sd(),
+        noise_variance=posterior.quality.noise_variance,
     )
 
 

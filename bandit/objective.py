@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bandit.types import Matrix, Vector
 
@@ -46,3 +47,26 @@ class Cost:
     def utility(self, quality: Matrix, cost_usd: Vector, reference: int) -> Matrix:
         lacking = quality[:, [reference]] - self.quality_floor - quality
         return -cost_usd - BELOW_FLOOR * np.maximum(lacking, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class QualityUnderBudget:
+    """The best quality that a budget per request can pay for: quality - dual x c / B, and no arm beyond the allowance.
+
+    usd_per_request: B. dual: quality that spending B more is worth, kept up to date by bandit.pacing. allowance_usd: what
+    this request may cost at most; the cheapest arm may always be called.
+    """
+
+    usd_per_request: float
+    dual: float
+    allowance_usd: float
+
+    def utility(self, quality: Matrix, cost_usd: Vector, reference: int) -> Matrix:
+        worth: Matrix = quality - self.dual * cost_usd / self.usd_per_request
+        return np.where(self.affordable(cost_usd), worth, -np.inf)
+
+    def affordable(self, cost_usd: Vector) -> NDArray[np.bool_]:
+        """(K,) which arms the allowance covers. A policy with an exploration floor should leave the others out of it."""
+        affordable: NDArray[np.bool_] = cost_usd <= self.allowance_usd
+        affordable[np.argmin(cost_usd)] = True
+        return affordable

@@ -52,6 +52,11 @@ class Prediction:
         """(K, K)."""
         return self.shared @ self.shared.T + np.diag(self.own**2)
 
+    def sd(self) -> Vector:
+        """(K,) standard deviation of each arm's expected quality."""
+        sd: Vector = np.sqrt((self.shared**2).sum(axis=1) + self.own**2)
+        return sd
+
     def draws(self, normals: Vector, count: int, *, scale: float = 1.0) -> Matrix:
         """(count, K) joint draws; scale multiplies the spread. normals: at least count x (r + K) of them."""
         K, r = self.shared.shape

@@ -1,7 +1,8 @@
 """Learning: a state and an event make the next state. Pure, so replaying a log is the same as having lived it.
 
 Every replica applies the same events in the same order, one by one, and so holds the same sums to the last bit wherever
-its batches were cut. An entry that is no event of this version is skipped and counted, by every replica alike.
+its batches were cut. An entry that is no event of this version is skipped and counted, by every replica alike. What lies
+between two ratings of one decision counts by position: the state's cursor is on the entry that is being learned.
 """
 
 from dataclasses import replace
@@ -9,11 +10,14 @@ from typing import Final
 
 import numpy as np
 
+from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
-from feedback.events import Called, Charged, Event, Rated, decode
+from feedback.alarms import JUDGE
+from feedback.cuts import Alarm, ArmSource, Cut, kept, remaining
+from feedback.events import Called, Charged, Event, JudgeDrift, Rated, Reset, Withdrawn, decode
 from feedback.records import DecisionPrefix, MalformedError
 from feedback.state import State, weight_grid
-from feedback.store import position
+from feedback.store import Position, position
 
 EPOCH_SPAN: Final = 60  # half-lives after which the epoch moves on, long before a weight could overflow
 WORKERS_REMEMBERED: Final = 256
@@ -32,23 +36,29 @@ def fold(state: State, token: str, entry: bytes) -> State:
         _check_clock(event, token)
     except MalformedError:
         return replace(state, cursor=token, skipped=state.skipped + 1)
-    return replace(learn(state, event), cursor=token)
+    return learn(replace(state, cursor=token), event)
 
 
 def _check_clock(event: Event, token: str) -> None:
     """A decision from the store's own future would make all that is known look old."""
-    logged_ms = position(token)[0]
-    if logged_ms < SERVER_CLOCK_FROM_MS or not isinstance(event, Rated):
+    if not isinstance(event, Rated | Withdrawn):
+        return
+    logged_ms = (event.origin or position(token))[0]  # a change is taken where what it changes was
+    if logged_ms < SERVER_CLOCK_FROM_MS:
         return
     if event.decision.decided_at > logged_ms / 1000 + CLOCK_SKEW_S:
         raise MalformedError("decided in the future of the store's clock")
 
 
 def learn(state: State, event: Event) -> State:
-    """The state after one event; the cursor stays."""
+    """The state after one event, which is at its cursor."""
     match event:
         case Rated():
             learned = _rated(state, event)
+        case Withdrawn():
+            learned = _withdrawn(state, event)
+        case Reset() | JudgeDrift():
+            learned = _cut(state, event)
         case Charged():
             learned = _charged(state, event)
         case Called():
@@ -59,19 +69,82 @@ def learn(state: State, event: Event) -> State:
 
 
 def _rated(state: State, event: Rated) -> State | None:
-    decision = event.decision
-    if decision.features != state.features or len(decision.x) != state.d:
-        return None  # a vector of another feature version
-    k, factor = weight_grid(decision.decided_at)
-    state = _with_epoch(state, k)
-    weight = float(np.ldexp(factor, k - (state.epoch or 0)))
-    key = (decision.arm, _source(state, event.source))
+    decision, key = event.decision, (event.decision.arm, _source(state, event.source))
+    if not _fits(state, decision):
+        return None
+    state = _with_epoch(state, decision.decided_at)
     seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
     if event.old is None:
-        seen = seen.added(decision.x, event.quality, weight)
+        seen = seen.added(decision.x, event.quality, _weight(state, decision, key))
+        state = _watched(state, key, event)
     else:
+        weight = _weight(state, decision, key, since=event.origin)
         seen = seen.revised(decision.x, event.quality, old=event.old, weight=weight)
     return replace(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
+
+
+def _withdrawn(state: State, event: Withdrawn) -> State | None:
+    decision, key = event.decision, (event.decision.arm, _source(state, event.source))
+    if not _fits(state, decision) or key not in state.ratings:
+        return None
+    state = _with_epoch(state, decision.decided_at)
+    weight = _weight(state, decision, key, since=event.origin)
+    left = state.ratings[key].added(decision.x, event.quality, -weight)
+    return replace(state, ratings={**state.ratings, key: left})
+
+
+def _fits(state: State, decision: DecisionPrefix) -> bool:
+    """The decision's features are of this version."""
+    return decision.features == state.features and len(decision.x) == state.d
+
+
+def _weight(
+    state: State, decision: DecisionPrefix, key: ArmSource, *, since: Position | None = None
+) -> float:
+    """Of a rating of that decision within the sums; since: where it was given, if that was earlier."""
+    k, factor = weight_grid(decision.decided_at)
+    weight = float(np.ldexp(factor, k - (state.epoch or 0)))
+    return weight if since is None else weight * remaining(state.cuts, key, since)
+
+
+def _watched(state: State, key: ArmSource, event: Rated) -> State:
+    """With the rating told to the detector of its arm and source. While an alarm is pending there, it waits."""
+    mean, sd = event.decision.quality_mean, event.decision.quality_sd
+    state = replace(state, rated=state.rated + 1)
+    if sd == 0 or any((alarm.arm, alarm.source) == key for alarm in state.alarms):
+        return state
+    detector = state.detectors.get(key, Detector()).after(event.quality, mean, sd)
+    state = replace(state, detectors={**state.detectors, key: detector})
+    if detector.alarm is None:
+        return state
+    return replace(state, alarms=(*state.alarms, Alarm(*key, detector.alarm, state.cursor)))
+
+
+def _cut(state: State, event: Reset | JudgeDrift) -> State | None:
+    """Sums multiplied and detectors begun anew; an answer to an alarm that was answered before changes nothing."""
+    answered = next((alarm for alarm in state.alarms if alarm.token == event.alarm), None)
+    if event.alarm is not None and answered is None:
+        return None
+    arm, cause = (event.arm, event.cause) if isinstance(event, Reset) else (None, JUDGE)
+    direction, by = (answered.direction, answered.source) if answered else (None, None)
+    cut = Cut(
+        position=position(state.cursor),
+        arm=arm,
+        source=event.source,
+        factor=event.factor,
+        cause=cause,
+        at=max(event.at, state.as_of),
+        rated=state.rated,
+        direction=direction,
+        by=by,
+    )
+    return replace(
+        state,
+        ratings={key: s.times(cut.factor) if cut.concerns(key) else s for key, s in state.ratings.items()},
+        detectors={key: d for key, d in state.detectors.items() if not cut.concerns(key)},
+        alarms=tuple(alarm for alarm in state.alarms if not cut.concerns((alarm.arm, alarm.source))),
+        cuts=kept((*state.cuts, cut), state.as_of),
+    )
 
 
 def _source(state: State, name: str) -> str:
@@ -79,8 +152,9 @@ def _source(state: State, name: str) -> str:
     return name if name in known or len(known) < SOURCES_MAX else OTHER_SOURCES
 
 
-def _with_epoch(state: State, k: int) -> State:
-    """The same state with an epoch that holds a weight of 2^k."""
+def _with_epoch(state: State, decided_at: float) -> State:
+    """The same state with an epoch that holds the weight of a decision at that time."""
+    k, _ = weight_grid(decided_at)
     if state.epoch is None:
         return replace(state, epoch=k)
     if k - state.epoch <= EPOCH_SPAN:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from feedback.events import feedback_tail
+from feedback.events import GIVEN, REVISED, WITHDRAWN, feedback_tail
 from feedback.records import MalformedError, prefix_bytes
 from feedback.state import START
 from feedback.store import (
@@ -25,9 +25,11 @@ from feedback.store import (
     fields_of,
     mark_of,
     position,
+    stream_id,
 )
 
 DECISIONS_KEPT: Final = 100_000
+_ANSWERS: Final = {GIVEN: Answer.APPLIED, REVISED: Answer.REVISED, WITHDRAWN: Answer.WITHDRAWN}
 
 
 class MemoryStore:
@@ -43,7 +45,9 @@ class MemoryStore:
 
 @dataclass(slots=True)
 class _Given:
-    """Feedback on one decision: current value by source, and the value that came with each key; values as f64 bytes."""
+    """Feedback on one decision, as a server keeps it: by source when its value was accepted, the value and the entry that
+    gave it first (neither: withdrawn); and the value that came with each idempotency key.
+    """
 
     current: dict[tuple[int, str], bytes] = field(default_factory=dict)
     by_key: dict[bytes, bytes] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class MemoryLog:
         self._marks: Marks | None = None
         self._digest: str | None = None
         self._beacons: dict[str, int] = {}
+        self._once: dict[str, str] = {}
 
     async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
         before = -1 if beacon is None else self._beacons.get(beacon[0], -1)
@@ -84,12 +89,11 @@ class MemoryLog:
         return self._records.get(decision_id)
 
     async def give_feedback(self, feedback: Feedback) -> Settled:
-        mark, value = mark_of(feedback), struct.pack("<d", feedback.value)
-        seeded = self._marks.fields if self._marks else {}
         given = self._given.get(feedback.decision_id) or _Given()
-        same = given.by_key.get(feedback.key) or seeded.get(b"k" + mark[8:])
+        same = given.by_key.get(feedback.key, self._seeded(b"k" + mark_of(feedback)[8:]))
         if same is not None:
-            return Settled(Answer.DUPLICATE, self._last or "") if same == value else Settled(Answer.CONFLICT)
+            known = same == _f64(feedback.value)
+            return Settled(Answer.DUPLICATE, self._last or "") if known else Settled(Answer.CONFLICT)
         record = self._records.get(feedback.decision_id) or feedback.record
         if not record:
             return Settled(Answer.UNKNOWN_DECISION)
@@ -97,28 +101,44 @@ class MemoryLog:
             prefix = prefix_bytes(record)
         except MalformedError:
             return Settled(Answer.MALFORMED)
+        return self._join(prefix, feedback)
+
+    def _join(self, prefix: bytes, feedback: Feedback) -> Settled:
+        given = self._given.get(feedback.decision_id) or _Given()
         if len(given.by_key) >= RATINGS_PER_DECISION:
             return Settled(Answer.TOO_MANY)
         if self._last is None:
             return Settled(Answer.NOT_SEEDED)
-        slot = (feedback.kind, feedback.source)
-        before = given.current.get(slot) or seeded.get(b"s" + mark[:8])
-        old, at = (None, feedback.at) if before is None else struct.unpack("<dd", before)
-        if at > feedback.at:  # a failover took this one back, and not the later
-            given.by_key[feedback.key] = value
-            self._given[feedback.decision_id] = given
-            return Settled(Answer.DUPLICATE, self._last)
-        head = bytes([feedback.kind, old is not None])
-        tail = feedback_tail(feedback.value, old, feedback.source)
-        with_time = value + struct.pack("<d", feedback.at)
-        token = self._append(head + prefix + tail, mark + with_time)
-        given.by_key[feedback.key], given.current[slot] = value, with_time
         self._given[feedback.decision_id] = given
-        told = b"" if feedback.record else prefix
-        return Settled(Answer.APPLIED if old is None else Answer.REVISED, token, told)
+        slot, mark = (feedback.kind, feedback.source), mark_of(feedback)
+        held = given.current.get(slot) or self._seeded(b"s" + mark[:8]) or b""
+        value, at = _f64(feedback.value), _f64(feedback.at)
+        given.by_key[feedback.key] = value
+        if (
+            held and struct.unpack_from("<d", held)[0] > feedback.at
+        ):  # a failover took it back, and not the later
+            return Settled(Answer.DUPLICATE, self._last)
+        old, origin = (struct.unpack_from("<d", held, 8)[0], held[16:]) if len(held) > 8 else (None, b"")
+        if feedback.value is None and old is None:
+            del given.by_key[feedback.key]
+            return Settled(Answer.NOTHING_GIVEN)
+        change = WITHDRAWN if feedback.value is None else GIVEN if old is None else REVISED
+        tail = feedback_tail(feedback.value, old, feedback.source, origin.decode())
+        entry = bytes([feedback.kind, change]) + prefix + tail
+        token = self._append(entry, mark + at + value + (origin if value else b""))
+        given.current[slot] = at + (value and value + (origin or stream_id(token).encode()))
+        return Settled(_ANSWERS[change], token, b"" if feedback.record else prefix)
 
-    async def append(self, entry: bytes) -> str | None:
-        return None if self._last is None else self._append(entry)
+    def _seeded(self, name: bytes) -> bytes | None:
+        return self._marks.fields.get(name) if self._marks else None
+
+    async def append(self, entry: bytes, *, once: str = "") -> str | None:
+        if self._last is None:
+            return None
+        token = self._once.get(once) or self._append(entry)
+        if once:
+            self._once[once] = token
+        return token
 
     async def read(self, after: str, limit: int) -> Tail:
         first = bisect_right(self._entries, position(after), key=lambda entry: position(entry.token))
@@ -139,7 +159,7 @@ class MemoryLog:
             raise StoreError("the log does not hold the history that was asked for")
         upto = bisect_right(self._entries, position(before), key=lambda entry: position(entry.token))
         entries = self._entries[max(upto - limit, 0) : upto]
-        fields = dict(field for entry in entries for field in fields_of(entry.mark).items())
+        fields = dict(field for entry in entries for field in fields_of(entry).items())
         oldest = entries[0].previous if entries else before
         if oldest != self._seed or self._marks is None:
             return Marks(oldest, fields)
@@ -186,3 +206,7 @@ class MemoryLog:
         self._entries.append(Entry(previous, token, data, mark))
         self._last = token
         return token
+
+
+def _f64(value: float | None) -> bytes:
+    return b"" if value is None else struct.pack("<d", value)

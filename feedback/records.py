@@ -1,11 +1,12 @@
 """The record of a decision, as compact bytes: a prefix that is all a rating needs to be learned, then an explanation.
 
-    prefix   56-byte head | arm name (UTF-8) | x as d float16        copied unchanged into the log when a rating arrives
+    prefix   64-byte head | arm name (UTF-8) | x as d float16        copied unchanged into the log when a rating arrives
     rest     JSON: candidates with their probabilities, exclusions with their codes, the objective, the log position
 
 The head is little-endian: version u8, attempt u8, prefix length u16, d u16, arm length u16, decided_at f64 (Unix
-seconds), propensity f64, features tag 8 bytes, policy tag 8 bytes, and what the registry said of the call's price:
-listed_in_nano_usd u64 for the prompt and listed_out_nano_usd_per_token u64.
+seconds), propensity f64, features tag 8 bytes, policy tag 8 bytes, what the registry said of the call's price:
+listed_in_nano_usd u64 for the prompt and listed_out_nano_usd_per_token u64, and what rating was expected: quality_mean f32
+and quality_sd f32 (noise included; 0 where nothing was expected).
 """
 
 import hashlib
@@ -20,10 +21,11 @@ from bandit.decide import Decision
 from bandit.features import TAG
 from bandit.types import Vector
 
-VERSION: Final = 1
-HEAD: Final = struct.Struct("<BBHHHdd8s8sQQ")
+VERSION: Final = 2
+HEAD: Final = struct.Struct("<BBHHHdd8s8sQQff")
 D_MAX: Final = 1024
 X_MAX: Final = 64.0  # |x| above this is no feature of ours
+EXPECTED_MAX: Final = 1e6  # nor is this a quality that anybody expected
 DECIDED_AT_MAX: Final = 2.0**36  # the year 4147: a later time is no clock's, and its weight would overflow
 
 
@@ -33,7 +35,9 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecisionPrefix:
-    """What learning needs to know of a decision. Units as in the module's docstring."""
+    """What learning needs to know of a decision. Units as in the module's docstring; quality_mean and quality_sd are
+    already rounded to float32.
+    """
 
     arm: str
     x: Vector  # (d,)
@@ -44,6 +48,8 @@ class DecisionPrefix:
     attempt: int = 0
     listed_in_nano_usd: int = 0
     listed_out_nano_usd_per_token: int = 0
+    quality_mean: float = 0.0
+    quality_sd: float = 0.0
 
     def encode(self) -> bytes:
         arm = self.arm.encode()
@@ -60,6 +66,8 @@ class DecisionPrefix:
             self.policy,
             self.listed_in_nano_usd,
             self.listed_out_nano_usd_per_token,
+            self.quality_mean,
+            self.quality_sd,
         )
         return head + arm + self.x.astype("<f2").tobytes()
 
@@ -69,19 +77,23 @@ class DecisionPrefix:
         if len(prefix_bytes(data)) != len(data):
             raise MalformedError("there is more than a decision's prefix")
         _, attempt, _, d, arm_length, *rest = HEAD.unpack_from(data)
-        decided_at, propensity, features, policy, listed_in, listed_out = rest
+        decided_at, propensity, features, policy, listed_in, listed_out, mean, sd = rest
         x = np.frombuffer(data, "<f2", d, HEAD.size + arm_length).astype(np.float64)
         if not 1 <= d <= D_MAX or not bool(np.all(np.abs(x) <= X_MAX)):  # NaN fails the comparison too
             raise MalformedError("a decision's features are not finite and small")
         if not (0.0 <= decided_at <= DECIDED_AT_MAX and 0.0 < propensity <= 1.0):
             raise MalformedError("a decision's time or propensity is out of range")
+        if not (abs(mean) <= EXPECTED_MAX and 0.0 <= sd <= EXPECTED_MAX):
+            raise MalformedError("what rating a decision expected is no number")
         arm = _text(data[HEAD.size : HEAD.size + arm_length])
-        return cls(arm, x, decided_at, propensity, features, policy, attempt, listed_in, listed_out)
+        return cls(arm, x, decided_at, propensity, features, policy, attempt, listed_in, listed_out, mean, sd)
 
 
 def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: int = 0) -> DecisionPrefix:
     """decided_at: Unix seconds; policy: 8-byte tag of the policy and quality model that decided."""
     arm, needs = decision.arm, decision.context.needs
+    k = decision.candidates.index(arm)
+    variance = decision.quality_sd[k] ** 2 + decision.noise_variance
     return DecisionPrefix(
         arm=arm.name,
         x=decision.context.x,
@@ -92,6 +104,8 @@ def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: 
         attempt=attempt,
         listed_in_nano_usd=round(needs.tokens_in * arm.price_usd_per_mtok_in * 1e3),
         listed_out_nano_usd_per_token=round(arm.price_usd_per_mtok_out * 1e3),
+        quality_mean=float(np.float32(decision.quality_mean[k])),
+        quality_sd=float(np.float32(np.sqrt(variance))),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Final
 
 FEEDBACK: Final = """
 -- KEYS  decision, ratings, log, meta, marks of what the log was seeded with
--- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64, source, carried record or '', ttl ms, most ratings,
---       mark (16 bytes), accepted at f64
+-- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64 or '' to withdraw, source, carried record or '', ttl ms,
+--       most ratings, mark (16 bytes), accepted at f64
 local same = redis.call('HGET', KEYS[2], 'k' .. ARGV[3])
   or redis.call('HGET', KEYS[5], 'k' .. string.sub(ARGV[9], 9))
 if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or ''} end
@@ -18,41 +18,54 @@ if same then return {'conflict'} end
 local record = redis.call('GET', KEYS[1])
 if not record then record = ARGV[6] end
 if record == '' then return {'unknown_decision'} end
-if #record < 56 then return {'malformed'} end  -- shorter than a record's head (feedback.records)
+if #record < 64 then return {'malformed'} end  -- shorter than a record's head (feedback.records)
 local version, _, length, d, arm = struct.unpack('<BBHHH', record)
-if version ~= 1 or length ~= 56 + arm + 2 * d or #record < length then return {'malformed'} end
+if version ~= 2 or length ~= 64 + arm + 2 * d or #record < length then return {'malformed'} end
 
 if tonumber(redis.call('HGET', KEYS[2], 'n') or 0) >= tonumber(ARGV[8]) then return {'too_many'} end
 local last = redis.call('HGET', KEYS[4], 'last')
 if not last then return {'not_seeded'} end
 
-local old = redis.call('HGET', KEYS[2], 's' .. ARGV[2])
+-- held: when it was accepted, its value now (none: withdrawn), and the id of the entry that gave it first
+local held = redis.call('HGET', KEYS[2], 's' .. ARGV[2])
   or redis.call('HGET', KEYS[5], 's' .. string.sub(ARGV[9], 1, 8))
-if old and struct.unpack('<d', old, 9) > struct.unpack('<d', ARGV[10]) then  -- a failover took it back, and not the later
+if held and struct.unpack('<d', held) > struct.unpack('<d', ARGV[10]) then  -- a failover took it back, and not the later
   redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4])
   redis.call('HINCRBY', KEYS[2], 'n', 1)
   redis.call('PEXPIRE', KEYS[2], ARGV[7])
   return {'duplicate', last}
 end
-if old then old = string.sub(old, 1, 8) end
-local entry = ARGV[1] .. (old and '\\1' or '\\0') .. string.sub(record, 1, length)
-  .. ARGV[4] .. (old or string.rep('\\0', 8)) .. ARGV[5]
-local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry, 'm', ARGV[9] .. ARGV[4] .. ARGV[10])
+local there, withdrawn = held and #held > 8, ARGV[4] == ''
+if withdrawn and not there then return {'nothing_given'} end
+local zero = string.rep('\\0', 8)
+local origin = there and string.sub(held, 17) or ''
+local entry = ARGV[1] .. (withdrawn and '\\2' or there and '\\1' or '\\0') .. string.sub(record, 1, length)
+  .. (withdrawn and zero or ARGV[4]) .. (there and string.sub(held, 9, 16) or zero) .. origin .. '\\0' .. ARGV[5]
+local mark = ARGV[9] .. ARGV[10] .. ARGV[4]
+local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry, 'm', mark .. (withdrawn and '' or origin))
 local token = id .. ':' .. string.sub(redis.sha1hex(last .. entry), 1, 16)
+local now = ARGV[10] .. (withdrawn and '' or ARGV[4] .. (there and origin or id))
 redis.call('HSET', KEYS[4], 'last', token)
-redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], ARGV[4] .. ARGV[10])
+redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], now)
 redis.call('HINCRBY', KEYS[2], 'n', 1)
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
-return {old and 'revised' or 'applied', token, ARGV[6] == '' and string.sub(record, 1, length) or ''}
+local answer = withdrawn and 'withdrawn' or there and 'revised' or 'applied'
+return {answer, token, ARGV[6] == '' and string.sub(record, 1, length) or ''}
 """
 
 APPEND: Final = """
--- KEYS  log, meta      ARGV  entry
+-- KEYS  log, meta, once      ARGV  entry, key or '', ttl ms
 local last = redis.call('HGET', KEYS[2], 'last')
 if not last then return false end
+local before = ARGV[2] ~= '' and redis.call('HGET', KEYS[3], ARGV[2])
+if before then return before end
 local id = redis.call('XADD', KEYS[1], '*', 'p', last, 'e', ARGV[1])
 local token = id .. ':' .. string.sub(redis.sha1hex(last .. ARGV[1]), 1, 16)
 redis.call('HSET', KEYS[2], 'last', token)
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[3], ARGV[2], token)
+  redis.call('PEXPIRE', KEYS[3], ARGV[3])
+end
 return token
 """
 

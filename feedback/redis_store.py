@@ -11,6 +11,7 @@ Keys of a route, all in one slot (the braces are the hash tag):
     PREFIX:{tenant.route}:snap   string   feedback.state bytes
     PREFIX:{tenant.route}:marks  hash     which feedback the log was seeded with, after the store had lost everything
     PREFIX:{tenant.route}:w      hash     beacons: the last sequence by worker, written after its decisions
+    PREFIX:{tenant.route}:once   hash     token by the key of an event that is to be appended once; kept like f:ID
 
 Nothing here is retried: a call takes at most `timeout_s`, then it is a StoreError and the caller's own queue tries again.
 """
@@ -121,6 +122,7 @@ class RedisLog:
         self._decision, self._given = f"{base}:d:", f"{base}:f:"
         self._log, self._meta, self._snapshot = f"{base}:log", f"{base}:meta", f"{base}:snap"
         self._marks, self._beacons = f"{base}:marks", f"{base}:w"
+        self._once = f"{base}:once"
 
     async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
         pipeline = self._redis.pipeline(transaction=False)
@@ -154,15 +156,16 @@ class RedisLog:
         ]
         kind = bytes([feedback.kind])
         slot = hashlib.blake2b(kind + feedback.source.encode(), digest_size=8).digest()
-        value = struct.pack("<d", feedback.value)
+        value = b"" if feedback.value is None else struct.pack("<d", feedback.value)
         given = [kind, slot, feedback.key, value, feedback.source, feedback.record or b""]
         more = [2 * self._ttl_ms, RATINGS_PER_DECISION, mark_of(feedback), struct.pack("<d", feedback.at)]
         reply = await self._script(FEEDBACK, keys, [*given, *more])
         token, prefix = (*reply[1:], b"", b"")[:2]
         return Settled(Answer(reply[0].decode()), token.decode(), prefix)
 
-    async def append(self, entry: bytes) -> str | None:
-        token: bytes | None = await self._script(APPEND, [self._log, self._meta], [entry])
+    async def append(self, entry: bytes, *, once: str = "") -> str | None:
+        keys, arguments = [self._log, self._meta, self._once], [entry, once, 2 * self._ttl_ms]
+        token: bytes | None = await self._script(APPEND, keys, arguments)
         return _text(token)
 
     async def read(self, after: str, limit: int) -> Tail:
@@ -194,7 +197,7 @@ class RedisLog:
                 if entry.token != oldest:
                     raise StoreError("the log's entries are not of the history that was asked for")
                 oldest = entry.previous
-                backwards += reversed(fields_of(entry.mark).items())
+                backwards += reversed(fields_of(entry).items())
         if oldest == before and before.encode() not in (seed, snapshot, START_TOKEN):
             raise StoreError("the log does not hold the history that was asked for")
         since = seeded.pop(b"since", None)

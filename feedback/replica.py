@@ -140,7 +140,7 @@ class Replica:
         for entry in tail.entries:
             state = fold(state, entry.token, entry.data)
             self._seen.append(entry.token)
-            for name, value in fields_of(entry.mark).items():
+            for name, value in fields_of(entry).items():
                 self._marks[name] = (entry.token, value)
                 self._marks.move_to_end(name)
             if entry.token == tail.snapshot:

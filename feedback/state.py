@@ -3,7 +3,8 @@
 A rating counts with weight 2^(t / H) of its decision's time t (half-life H): as time goes on newer ratings outweigh
 older ones, yet every sum stays a plain sum, so forgetting commutes with everything. To keep numbers finite t / H is
 split once into an integer k and a fraction f, weights are relative to an epoch k0, and moving the epoch multiplies by a
-power of two: exact, so it cannot matter when it happens. The prior is not in here; it is added undecayed when a
+power of two: exact, so it cannot matter when it happens. Sums are read relative to the next of AGE_STEPS points of a
+half-life, so for hours an arm without new ratings reads the same. The prior is not in here; it is added undecayed when a
 posterior is read.
 
 States are never changed in place. Bytes (`to_bytes`) are versioned and carry a checksum; never pickle.
@@ -15,23 +16,27 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import reduce
+from operator import add, is_
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
+from bandit.drift import Detector
 from bandit.posterior import Posterior
 from bandit.quality import QualityModel
 from bandit.statistics import CallStatistics, RatingStatistics
+from feedback.cuts import Alarm, ArmSource, Cut
 from feedback.records import MalformedError
 
 HALF_LIFE_S: Final = 30 * 86_400.0
 START: Final = "0-0:"  # the token before a log's first entry
-_MAGIC: Final = b"FLS1"
+AGE_STEPS: Final = 256  # points of a half-life (2.8 hours apart) to which ages are counted back
+_MAGIC: Final = b"FLS2"
 _LENGTH = struct.Struct("<I")
 
-ArmSource = tuple[str, str]
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -41,7 +46,8 @@ class State:
 
     as_of: the newest decision time seen (Unix seconds). ratings: (arm, source) -> sums with weights relative to the
     epoch. calls: arm -> sums. workers: worker -> its last sequence number. skipped: entries that were no event of this
-    version. cursor: token of the last entry folded.
+    version. cursor: token of the last entry folded. rated: ratings so far, each counted when it was first given.
+    detectors: (arm, source) -> what its ratings say of drift; alarms: those without an answer; cuts: resets so far.
     """
 
     features: bytes
@@ -54,20 +60,33 @@ class State:
     ratings: Mapping[ArmSource, RatingStatistics] = field(default_factory=lambda: _EMPTY)
     calls: Mapping[str, CallStatistics] = field(default_factory=lambda: _EMPTY)
     workers: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
+    rated: int = 0
+    detectors: Mapping[ArmSource, Detector] = field(default_factory=lambda: _EMPTY)
+    alarms: tuple[Alarm, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
-    def ratings_per_arm(self) -> dict[str, RatingStatistics]:
-        """Sums over all sources, each rating weighing 2^-(age / H), age counted back from `as_of`."""
-        total: dict[str, RatingStatistics] = {}
-        for (arm, _), statistics in self.ratings.items():
-            total[arm] = total[arm] + statistics if arm in total else statistics
+    def read_at(self) -> float:
+        """Unix seconds from which ages are counted back: the point of the grid at or after `as_of`."""
+        return math.ceil(self.as_of / HALF_LIFE_S * AGE_STEPS) / AGE_STEPS * HALF_LIFE_S
+
+    def ratings_per_arm(self, reader: "Reader | None" = None) -> dict[str, RatingStatistics]:
+        """Sums over all sources, each rating weighing 2^-(age / H), age counted back from `read_at()`.
+
+        reader: remembers the last reading, and gives the same object again for an arm that reads the same.
+        """
         if self.epoch is None:
-            return total
-        now = 2.0 ** (self.epoch - self.as_of / HALF_LIFE_S)
-        return {arm: s.times(now) for arm, s in total.items()}
+            return {}
+        steps = math.ceil(self.as_of / HALF_LIFE_S * AGE_STEPS)
+        now = 2.0 ** (self.epoch - steps / AGE_STEPS)
+        parts: dict[str, list[RatingStatistics]] = {}
+        for (arm, _), statistics in self.ratings.items():
+            parts.setdefault(arm, []).append(statistics)
+        reader = reader or Reader()
+        return {arm: reader.read(arm, now, tuple(sums)) for arm, sums in parts.items()}
 
-    def posterior(self, model: QualityModel) -> Posterior:
+    def posterior(self, model: QualityModel, reader: "Reader | None" = None) -> Posterior:
         """What is believed after this state."""
-        return Posterior.of(model, self.ratings_per_arm(), self.calls, d=self.d, token=self.cursor)
+        return Posterior.of(model, self.ratings_per_arm(reader), self.calls, d=self.d, token=self.cursor)
 
     def digest(self) -> str:
         """Equal digests: equal statistics, to the last bit, at the same position of the same log."""
@@ -88,6 +107,10 @@ class State:
                 arm: [getattr(s, n) for n in CallStatistics.__slots__] for arm, s in self.calls.items()
             },
             "workers": dict(self.workers),
+            "rated": self.rated,
+            "detectors": [[*key, *astuple(detector)] for key, detector in self.detectors.items()],
+            "alarms": [astuple(alarm) for alarm in self.alarms],
+            "cuts": [astuple(cut) for cut in self.cuts],
         }
         packed = json.dumps(header).encode()  # the standard library's: sums of counts may exceed 64 bits
         body = b"".join(_pack(statistics) for statistics in self.ratings.values())
@@ -123,7 +146,40 @@ class State:
             ratings={key: _unpack(row, d) for key, row in zip(keys, rows, strict=True)},
             calls={arm: CallStatistics(*numbers) for arm, numbers in header["calls"].items()},
             workers={str(worker): int(sequence) for worker, sequence in header["workers"].items()},
+            rated=int(header["rated"]),
+            detectors={(str(arm), str(source)): _detector(*v) for arm, source, *v in header["detectors"]},
+            alarms=tuple(Alarm(*values) for values in header["alarms"]),
+            cuts=tuple(Cut((int(ms), int(n)), *values) for (ms, n), *values in header["cuts"]),
         )
+
+
+class Reader:
+    """The last reading of each arm: the sums that went into it, their factor, and what came of it."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, tuple[RatingStatistics, ...], RatingStatistics]] = {}
+
+    def read(self, arm: str, factor: float, sums: tuple[RatingStatistics, ...]) -> RatingStatistics:
+        """The sum of the sums, times factor."""
+        before = self._last.get(arm)
+        if before and before[0] == factor and _same(before[1], sums):
+            return before[2]
+        total = reduce(add, sums).times(factor)
+        self._last[arm] = (factor, sums, total)
+        return total
+
+
+def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def _detector(n: float, offset: float, scatter: float, rises: list[float], drops: list[float]) -> Detector:
+    numbers = (n, offset, scatter, *rises, *drops)
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+        raise MalformedError("a snapshot's detector holds something that is no finite number")
+    first, second = map(float, rises)
+    third, fourth = map(float, drops)
+    return Detector(float(n), float(offset), float(scatter), (first, second), (third, fourth))
 
 
 def weight_grid(decided_at: float) -> tuple[int, float]:

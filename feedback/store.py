@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 RATINGS_PER_DECISION: Final = 64
-MARK_BYTES: Final = 32  # of an entry: `mark_of`, the value and when it was accepted, both f64
+Position = tuple[int, int]  # of an entry within its log: milliseconds and sequence number of its stream id
 _SCOPE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 
 
@@ -38,6 +38,8 @@ class Answer(Enum):
     APPLIED = "applied"
     DUPLICATE = "duplicate"  # or overtaken: a value accepted later is there already
     REVISED = "revised"
+    WITHDRAWN = "withdrawn"
+    NOTHING_GIVEN = "nothing_given"  # there is nothing to withdraw
     UNKNOWN_DECISION = "unknown_decision"  # not visible yet, or gone
     CONFLICT = "conflict"  # same idempotency key, another value
     TOO_MANY = "too_many"  # more than RATINGS_PER_DECISION feedbacks for one decision
@@ -47,15 +49,16 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One value for one decision. kind: feedback.events.RATED or CHARGED; key: 8 bytes, hashed from the caller's
-    idempotency key and the source; record: the decision's record, where the sender still holds it; at: when it was accepted (Unix seconds). Of two values the one accepted later counts,
-    in whichever order they arrive.
+    """One value for one decision. kind: feedback.events.RATED or CHARGED; value: None withdraws what the source has given;
+    key: 8 bytes, hashed from the caller's idempotency key and the source; record: the decision's record, where the sender
+    still holds it; at: when it was accepted (Unix seconds). Of two values the one accepted later counts, in whichever
+    order they arrive.
     """
 
     decision_id: str
     kind: int
     source: str
-    value: float
+    value: float | None
     key: bytes
     record: bytes | None = None
     at: float = 0.0
@@ -126,8 +129,11 @@ class Log(Protocol):
         """Join the decision and append the event: all or nothing, and once for each (decision, key)."""
         ...
 
-    async def append(self, entry: bytes) -> str | None:
-        """Append an event that needs no join; returns its token, or None where there is no log (NOT_SEEDED)."""
+    async def append(self, entry: bytes, *, once: str = "") -> str | None:
+        """Append an event that needs no join; returns its token, or None where there is no log (NOT_SEEDED).
+
+        once: a key; of all appends with the same one only the first takes place, and the others return its token.
+        """
         ...
 
     async def read(self, after: str, limit: int) -> Tail:
@@ -186,20 +192,25 @@ def mark_of(feedback: Feedback) -> bytes:
     return slot.digest() + hashlib.blake2b(feedback.key, digest_size=8, key=decision).digest()
 
 
-def fields_of(mark: bytes) -> dict[bytes, bytes]:
-    """An entry's mark as fields of the hash that `FEEDBACK` asks: 's' and the slot -> the value and when it was accepted,
-    'k' and the key -> the value.
+def fields_of(entry: Entry) -> dict[bytes, bytes]:
+    """An entry's mark as fields of the hash that `FEEDBACK` asks: 'k' and the key -> the value, 's' and the slot -> when it
+    was accepted, its value, and the id of the entry that gave it first (neither of these: withdrawn).
+
+    mark: `mark_of`, accepted at f64, value f64 (none: withdrawn), origin (none: this entry)
     """
-    if len(mark) != MARK_BYTES:
+    mark = entry.mark
+    if len(mark) < 24:
         return {}
-    return {b"s" + mark[:8]: mark[16:], b"k" + mark[8:16]: mark[16:24]}
+    slot, key, at, value = mark[:8], mark[8:16], mark[16:24], mark[24:32]
+    origin = mark[32:] or stream_id(entry.token).encode()
+    return {b"s" + slot: at + (value and value + origin), b"k" + key: value}
 
 
 def stream_id(token: str) -> str:
     return token.split(":", 1)[0]
 
 
-def position(token: str) -> tuple[int, int]:
+def position(token: str) -> Position:
     """Order of tokens and stream ids within one log."""
     milliseconds, sequence = stream_id(token).split("-")
     return int(milliseconds), int(sequence)

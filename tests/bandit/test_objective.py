@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.objective import Balanced, Cost, Quality
+from bandit.objective import Balanced, Cost, Quality, QualityUnderBudget
 
 PATIENT = settings(deadline=None)  # no test fails for time
 QUALITY = np.array([[0.5, 0.8, 0.9], [0.7, 0.6, 0.9]])  # (M=2, K=3)
@@ -82,3 +82,23 @@ def test_each_draw_is_weighed_by_itself(case, floor, usd_per_quality):
     for objective in (Quality(), Balanced(usd_per_quality), Cost(floor)):
         rows = [objective.utility(row[None], cost_usd, reference)[0] for row in draws]
         np.testing.assert_array_equal(objective.utility(draws, cost_usd, reference), rows)
+
+
+def test_quality_under_a_budget_by_hand():
+    """B = 2 tenths of a cent and a dual of 0.1: 0.05, 0.1 and 0.5 of quality; the allowance rules the dear arm out."""
+    objective = QualityUnderBudget(usd_per_request=0.002, dual=0.1, allowance_usd=0.002)
+    np.testing.assert_allclose(
+        objective.utility(QUALITY, COST_USD, 0), [[0.45, 0.7, -np.inf], [0.65, 0.5, -np.inf]]
+    )
+    covered = QualityUnderBudget(0.002, 0.1, 0.01).utility(QUALITY, COST_USD, 0)
+    np.testing.assert_allclose(covered[:, 2], [0.4, 0.4])
+
+
+@PATIENT
+@given(case=cases, allowance=st.floats(0, 10))
+def test_under_any_allowance_there_is_an_arm_to_call(case, allowance):
+    quality, cost_usd, reference = case
+    utility = QualityUnderBudget(1.0, 0.5, allowance).utility(quality[None], cost_usd, reference)[0]
+    chosen = int(np.argmax(utility))
+    assert np.isfinite(utility[chosen])
+    assert cost_usd[chosen] <= max(allowance, cost_usd.min())

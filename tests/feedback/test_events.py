@@ -13,28 +13,50 @@ from feedback.events import (
     CALLED,
     CHARGED,
     COST_MAX_USD,
+    GIVEN,
+    JUDGE_DRIFT,
     RATED,
+    RESET,
+    REVISED,
+    WITHDRAWN,
     Called,
     Charged,
+    JudgeDrift,
     Rated,
+    Reset,
+    Withdrawn,
     decode,
     encode_called,
+    encode_reset,
     feedback_tail,
 )
-from feedback.records import DecisionPrefix, MalformedError
+from feedback.records import DECIDED_AT_MAX, DecisionPrefix, MalformedError
 
 PREFIX = DecisionPrefix("small", np.array([1.0, -0.5]), 1.79e9, 0.25, b"features", b"policy!!").encode()
+ORIGIN = "17-3"
 COUNTS = st.integers(0, 2**53 - 1)
 
 
-def entry(kind: int, value: float, old: float | None = None, *, source: str = "user") -> bytes:
+def entry(
+    kind: int,
+    value: float | None,
+    old: float | None = None,
+    *,
+    source: str = "user",
+    change: int | None = None,
+) -> bytes:
     """What a store puts together when feedback arrives."""
-    return bytes([kind, old is not None]) + PREFIX + feedback_tail(value, old, source)
+    change = (GIVEN if old is None else REVISED) if change is None else change
+    tail = feedback_tail(value, old, source, "" if change == GIVEN else ORIGIN)
+    return bytes([kind, change]) + PREFIX + tail
 
 
 def test_an_entry_is_laid_out_as_the_docstring_says() -> None:
-    assert entry(RATED, 0.75) == b"\x01\x00" + PREFIX + struct.pack("<dd", 0.75, 0.0) + b"user"
-    assert entry(CHARGED, 0.5, 0.25) == b"\x02\x01" + PREFIX + struct.pack("<dd", 0.5, 0.25) + b"user"
+    assert entry(RATED, 0.75) == b"\x01\x00" + PREFIX + struct.pack("<dd", 0.75, 0.0) + b"\0user"
+    revised = b"\x02\x01" + PREFIX + struct.pack("<dd", 0.5, 0.25) + b"17-3\0user"
+    assert entry(CHARGED, 0.5, 0.25) == revised
+    withdrawn = b"\x01\x02" + PREFIX + struct.pack("<dd", 0.0, 0.25) + b"17-3\0user"
+    assert entry(RATED, None, 0.25, change=WITHDRAWN) == withdrawn
 
 
 @given(st.floats(0, 1), st.none() | st.floats(0, 1), st.text(min_size=1, max_size=80))
@@ -42,6 +64,7 @@ def test_a_rating_survives_its_bytes(value: float, old: float | None, source: st
     event = decode(entry(RATED, value, old, source=source))
     assert isinstance(event, Rated)
     assert (event.quality, event.old, event.source) == (value, old, source)
+    assert event.origin == (None if old is None else (17, 3))
     assert event.decision.encode() == PREFIX
 
 
@@ -87,7 +110,7 @@ def test_each_kind_has_its_own_upper_bound() -> None:
 
 def test_the_old_value_of_a_first_rating_is_not_looked_at() -> None:
     data = bytearray(entry(RATED, 0.5))
-    data[-12:-4] = struct.pack("<d", math.nan)
+    data[-13:-5] = struct.pack("<d", math.nan)
     event = decode(bytes(data))
     assert isinstance(event, Rated)
     assert event.old is None
@@ -138,8 +161,88 @@ def test_sums_of_another_form_are_refused(content: object) -> None:
         decode(bytes([CALLED]) + orjson.dumps(content))
 
 
+@given(st.floats(0, 1))
+def test_a_withdrawal_survives_its_bytes(old: float) -> None:
+    event = decode(entry(RATED, None, old, change=WITHDRAWN))
+    assert isinstance(event, Withdrawn)
+    assert (event.quality, event.source, event.origin) == (old, "user", (17, 3))
+    assert event.decision.encode() == PREFIX
+
+
+@pytest.mark.parametrize("origin", ["", "17", "x-1", "17-3-4", "17:3"])
+@pytest.mark.parametrize("change", [REVISED, WITHDRAWN])
+def test_a_change_of_a_rating_must_say_what_it_changes(origin: str, change: int) -> None:
+    data = bytes([RATED, change]) + PREFIX + feedback_tail(0.5, 0.25, "user", origin)
+    with pytest.raises(MalformedError, match="names no entry"):
+        decode(data)
+
+
+@pytest.mark.parametrize(("kind", "change"), [(RATED, 3), (RATED, 255), (CHARGED, 2), (CHARGED, 3)])
+def test_changes_to_come_are_refused(kind: int, change: int) -> None:
+    with pytest.raises(MalformedError, match="no change of a"):
+        decode(entry(kind, 0.5, 0.25, change=change))
+
+
+RESETS = st.builds(
+    Reset,
+    arm=st.text(max_size=20),
+    source=st.none() | st.text(max_size=20),
+    factor=st.floats(0, 1),
+    cause=st.text(max_size=20),
+    at=st.floats(0, DECIDED_AT_MAX),
+    alarm=st.none() | st.text(max_size=40),
+)
+JUDGES = st.builds(
+    JudgeDrift,
+    source=st.text(max_size=20),
+    factor=st.floats(0, 1),
+    at=st.floats(0, DECIDED_AT_MAX),
+    alarm=st.none() | st.text(max_size=40),
+)
+
+
+@given(RESETS | JUDGES)
+def test_a_reset_survives_its_bytes(event: Reset | JudgeDrift) -> None:
+    assert decode(encode_reset(event)) == event
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"\x00", b"\x04" + entry(RATED, 0.5)[1:], b"\xff" * 200, bytes([CALLED])]
+    "content",
+    [
+        [],
+        {},
+        None,
+        7,
+        ["small"],
+        ["small", None, 0.02, "drift", 1.0],
+        ["small", None, 0.02, "drift", 1.0, None, 1],
+        [None, None, 0.02, "drift", 1.0, None],
+        ["small", 3, 0.02, "drift", 1.0, None],
+        ["small", None, 0.02, None, 1.0, None],
+        ["small", None, 1.01, "drift", 1.0, None],
+        ["small", None, -0.01, "drift", 1.0, None],
+        ["small", None, True, "drift", 1.0, None],
+        ["small", None, "0", "drift", 1.0, None],
+        ["small", None, None, "drift", 1.0, None],
+        ["small", None, 0.02, "drift", -1.0, None],
+        ["small", None, 0.02, "drift", 1e300, None],
+        ["small", None, 0.02, "drift", 1.0, 4],
+    ],
+)
+def test_resets_of_another_form_are_refused(content: object) -> None:
+    decode(bytes([RESET]) + orjson.dumps(["small", None, 0.02, "drift", 1.0, None]))
+    with pytest.raises(MalformedError, match="reset"):
+        decode(bytes([RESET]) + orjson.dumps(content))
+
+
+@pytest.mark.parametrize("content", [[], [None, 0.02, 1.0, None], ["user", 2, 1.0, None], ["user", 0.02]])
+def test_drifts_of_a_judge_of_another_form_are_refused(content: object) -> None:
+    with pytest.raises(MalformedError, match="reset"):
+        decode(bytes([JUDGE_DRIFT]) + orjson.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"\x06" + entry(RATED, 0.5)[1:], b"\xff" * 200, bytes([CALLED]), bytes([RESET])]
 )
 def test_kinds_to_come_are_refused(data: bytes) -> None:
     with pytest.raises(MalformedError):
@@ -152,7 +255,8 @@ def test_a_source_that_is_no_text_is_refused() -> None:
 
 
 @given(
-    st.binary(max_size=300), st.sampled_from([b"", b"\x01\x00", b"\x02\x01", b"\x03", b"\x01\x00\x01\x00"])
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"\x01\x00", b"\x02\x01", b"\x03", b"\x04", b"\x01\x00\x02\x00"]),
 )
 def test_arbitrary_bytes_are_an_event_or_malformed_and_nothing_else(data: bytes, start: bytes) -> None:
     try:

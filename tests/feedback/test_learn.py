@@ -9,12 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
 from bandit.types import Vector
-from feedback.events import CHARGED, RATED, Called, Charged, Rated, encode_called, feedback_tail
+from feedback.alarms import JUDGE, RECENT_RATINGS, RESET_FACTOR, answers
+from feedback.cuts import CUTS_KEPT_S, CUTS_MAX
+from feedback.events import (
+    CHARGED,
+    RATED,
+    WITHDRAWN,
+    Called,
+    Charged,
+    JudgeDrift,
+    Rated,
+    Reset,
+    encode_called,
+    encode_reset,
+    feedback_tail,
+)
 from feedback.learn import EPOCH_SPAN, OTHER_SOURCES, SOURCES_MAX, WORKERS_REMEMBERED, fold, learn
 from feedback.records import DECIDED_AT_MAX, DecisionPrefix
 from feedback.state import HALF_LIFE_S, State
+from feedback.store import position
 
 TAG = b"features"
 YEAR_S = 365.25 * 86_400
@@ -34,12 +50,21 @@ class Rating:
     def x(self) -> Vector:
         return np.array([1.0, self.slope])
 
-    def entry(self, *, old: float | None = None) -> bytes:
-        prefix = DecisionPrefix(self.arm, self.x, self.decided_at, 0.5, TAG, b"policy!!").encode()
-        return bytes([RATED, old is not None]) + prefix + feedback_tail(self.quality, old, self.source)
+    @property
+    def prefix(self) -> bytes:
+        return DecisionPrefix(self.arm, self.x, self.decided_at, 0.5, TAG, b"policy!!").encode()
+
+    def entry(self, *, old: float | None = None, origin: str = "1-0") -> bytes:
+        tail = feedback_tail(self.quality, old, self.source, "" if old is None else origin)
+        return bytes([RATED, old is not None]) + self.prefix + tail
+
+    def withdrawn(self, origin: str) -> bytes:
+        return (
+            bytes([RATED, WITHDRAWN]) + self.prefix + feedback_tail(None, self.quality, self.source, origin)
+        )
 
 
-def ratings_within(years: int) -> st.SearchStrategy[Rating]:
+def ratings_within(years: float) -> st.SearchStrategy[Rating]:
     return st.builds(
         Rating,
         arm=st.sampled_from(["small", "large"]),
@@ -102,7 +127,7 @@ def test_a_rating_weighs_what_its_age_says_however_far_apart_ratings_are(ratings
     as_of = max(r.decided_at for r in ratings)
     assert state.as_of == as_of
     for arm, statistics in state.ratings_per_arm().items():
-        wanted = explicit(ratings, arm, as_of)
+        wanted = explicit(ratings, arm, state.read_at())
         assert np.abs(numbers(statistics) - wanted).max() <= 1e-10 * wanted[6] + 1e-300
 
 
@@ -134,8 +159,9 @@ def test_moving_the_epoch_changes_weights_by_a_power_of_two_and_no_digit(
 
 
 def test_a_rating_older_than_the_epoch_is_taken_at_its_weight() -> None:
-    late = Rating("small", "user", 0.0, 1.0, NOW - 3 * HALF_LIFE_S)
-    statistics = rated(Rating("small", "user", 0.0, 0.0, NOW), late).ratings_per_arm()["small"]
+    now = 700 * HALF_LIFE_S
+    late = Rating("small", "user", 0.0, 1.0, now - 3 * HALF_LIFE_S)
+    statistics = rated(Rating("small", "user", 0.0, 0.0, now), late).ratings_per_arm()["small"]
     assert statistics.n == pytest.approx(1.125, rel=1e-12)
     assert statistics.xr[0] == pytest.approx(0.125, rel=1e-12)
 
@@ -318,3 +344,240 @@ def test_sources_beyond_the_most_that_are_kept_are_summed_together() -> None:
         state = learn(state, Rated(decided(), f"judge:{n}", 0.5))
     assert len({source for _, source in state.ratings}) == SOURCES_MAX + 1
     assert state.ratings["small", OTHER_SOURCES].n == pytest.approx(40 * state.ratings["small", "judge:0"].n)
+
+
+# ---- undo and reset
+
+SOURCES, ARMS = ("user", "judge:a"), ("small", "large")
+
+
+@dataclass
+class Life:
+    """A log as it grows, and what must be left of each rating in the end: its weight times all factors since it was given."""
+
+    entries: list[bytes]
+    ratings: dict[int, Rating]  # by number of the entry that gave it
+    left: dict[int, float]
+
+    def give(self, rating: Rating) -> None:
+        self.entries.append(rating.entry())
+        self.ratings[len(self.entries)], self.left[len(self.entries)] = rating, 1.0
+
+    def revise(self, number: int, quality: float) -> None:
+        old = self.ratings[number]
+        self.ratings[number] = replace(old, quality=quality)
+        self.entries.append(self.ratings[number].entry(old=old.quality, origin=f"{number}-0"))
+
+    def withdraw(self, number: int) -> None:
+        self.entries.append(self.ratings[number].withdrawn(f"{number}-0"))
+        self.left[number] = 0.0
+
+    def cut(self, event: Reset | JudgeDrift) -> None:
+        self.entries.append(encode_reset(event))
+        arm = event.arm if isinstance(event, Reset) else None
+        for number, rating in self.ratings.items():
+            if arm in (None, rating.arm) and event.source in (None, rating.source):
+                self.left[number] *= event.factor
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> Life:
+    life = Life([], {}, {})
+    for _ in range(draw(st.integers(1, 30))):
+        what = draw(st.sampled_from(["give", "give", "revise", "withdraw", "cut"]))
+        given = [number for number, left in life.left.items() if left > 0]
+        if what == "give" or (not given and what != "cut"):
+            life.give(draw(ratings_within(0.5)))  # within any feedback window of each other
+        elif what == "revise":
+            life.revise(draw(st.sampled_from(given)), draw(st.floats(0, 1, width=32)))
+        elif what == "withdraw":
+            life.withdraw(draw(st.sampled_from(given)))
+        else:
+            factor = draw(st.sampled_from([0.02, 0.5, 1.0, 1e-3]))
+            source = draw(st.sampled_from([None, *SOURCES]))
+            arm = draw(st.sampled_from([None, *ARMS]))
+            life.cut(Reset(arm, source, factor, "operator", NOW) if arm else JudgeDrift("user", factor, NOW))
+    return life
+
+
+@given(lives())
+def test_whatever_is_revised_reset_and_withdrawn_what_is_left_is_each_ratings_own_share(life: Life) -> None:
+    """Any interleaving: the sums are those of the ratings as last given, times the factors since they were given; what
+    was withdrawn counts as never given. To 1e-12 of the weight that ever was in the sums.
+    """
+    state = folded(life.entries)
+    assert state.skipped == 0
+    for arm, statistics in state.ratings_per_arm().items():
+        own = {number: rating for number, rating in life.ratings.items() if rating.arm == arm}
+        wanted, ever = np.zeros(8), 0.0
+        for number, rating in own.items():
+            wanted += life.left[number] * explicit([rating], arm, state.read_at())
+            ever += explicit([rating], arm, state.read_at())[6]
+        assert np.abs(numbers(statistics) - wanted).max() <= 1e-12 * ever
+
+
+@given(lives(), st.integers(0, 30))
+def test_a_restart_within_such_a_life_changes_no_bit(life: Life, cut: int) -> None:
+    saved = State.from_bytes(folded(life.entries[:cut]).to_bytes())
+    assert folded(life.entries[cut:], saved).digest() == folded(life.entries).digest()
+
+
+def test_a_withdrawn_rating_is_as_if_it_had_never_been_given() -> None:
+    kept = [Rating("small", "user", 0.5, 0.5, NOW - n * 1e5) for n in range(5)]
+    gone = Rating("small", "user", -0.75, 0.9, NOW - 5e6)
+    entries = [gone.entry(), *(rating.entry() for rating in kept), gone.withdrawn("1-0")]
+    assert_alike(folded(entries).ratings_per_arm(), rated(*kept).ratings_per_arm())
+
+
+def test_a_withdrawal_of_what_is_not_in_the_sums_is_skipped() -> None:
+    """Its arm was never rated, its features are of another version, or the rating itself had come from the future."""
+    known = rated(Rating("small", "user", 0.5, 0.5, NOW))
+    stranger = fold(known, "2-0:", Rating("large", "user", 0.5, 0.5, NOW).withdrawn("1-0"))
+    assert (stranger.events, stranger.skipped) == (1, 1)
+    other = DecisionPrefix("small", np.ones(2), NOW, 0.5, b"another!", b"policy!!").encode()
+    entry = bytes([RATED, WITHDRAWN]) + other + feedback_tail(None, 0.5, "user", "1-0")
+    assert fold(known, "2-0:", entry).skipped == 1
+    logged_ms = round(NOW * 1000)
+    ahead = Rating("small", "user", 0.5, 0.5, NOW + 301.0)
+    later_ms = logged_ms + 400_000
+    for change in (ahead.withdrawn(f"{logged_ms}-0"), ahead.entry(old=0.3, origin=f"{logged_ms}-0")):
+        assert fold(known, f"{later_ms}-0:", change).skipped == 1
+
+
+def test_resets_that_no_rating_can_ask_for_any_more_are_forgotten() -> None:
+    state = rated(Rating("small", "user", 0.0, 0.5, NOW))
+    for n in range(CUTS_MAX + 5):
+        state = fold(state, f"{n + 2}-0:", encode_reset(Reset("small", None, 1.0, "operator", NOW + n)))
+    assert len(state.cuts) == CUTS_MAX
+    assert state.cuts[-1].at == NOW + CUTS_MAX + 4
+    later = Rating("small", "user", 0.0, 0.5, NOW + CUTS_KEPT_S + 10)
+    state = fold(
+        fold(state, "5000-0:", later.entry()), "5001-0:", encode_reset(Reset("large", None, 1.0, "x", NOW))
+    )
+    assert {cut.at for cut in state.cuts} == {NOW + n for n in range(10, CUTS_MAX + 5)}
+
+
+# ---- drift
+
+
+def expected(arm: str, quality: float, *, source: str = "user", mean: float = 0.7, sd: float = 0.25) -> Rated:
+    decision = DecisionPrefix(arm, np.ones(2), NOW, 0.5, TAG, b"policy!!", quality_mean=mean, quality_sd=sd)
+    return Rated(decision, source, quality)
+
+
+def lived(state: State, events: Iterable[Rated]) -> State:
+    """Each event at a position of its own."""
+    for event in events:
+        state = learn(replace(state, cursor=f"{state.events + 1}-0:"), event)
+    return state
+
+
+def stream(arm: str, mean: float, n: int, *, source: str = "user", seed: int = 0) -> list[Rated]:
+    ratings = np.random.default_rng(seed).normal(mean, 0.2, n).clip(0, 1)
+    return [expected(arm, float(rating), source=source) for rating in ratings]
+
+
+def test_a_rating_is_told_to_the_detector_of_its_arm_and_source_once() -> None:
+    state = lived(EMPTY, [expected("small", 0.9)])
+    wanted = Detector().after(0.9, 0.7, 0.25)
+    assert state.detectors == {("small", "user"): wanted}
+    revised = replace(expected("small", 0.1), old=0.9, origin=(1, 0))
+    assert lived(state, [revised]).detectors == {("small", "user"): wanted}
+    unexpected = replace(expected("small", 0.1), decision=decided())
+    assert lived(state, [unexpected]).detectors == {("small", "user"): wanted}
+    assert lived(state, [revised, unexpected]).rated == 2
+
+
+def test_an_alarm_waits_for_its_answer_and_is_raised_once() -> None:
+    state = lived(EMPTY, stream("small", 0.7, 300) + stream("small", 0.4, 200))
+    (alarm,) = state.alarms
+    assert (alarm.arm, alarm.source, alarm.direction) == ("small", "user", "drop")
+    assert 300 < position(alarm.token)[0] < 380
+    (answer,) = answers(state)
+    assert answer == Reset("small", None, RESET_FACTOR, "drift", NOW, alarm.token)
+
+
+def test_a_reset_forgets_most_of_the_arm_by_all_sources_and_nothing_of_others() -> None:
+    state = lived(EMPTY, stream("large", 0.7, 60) + stream("small", 0.7, 300) + stream("small", 0.4, 200))
+    state = lived(state, stream("small", 0.7, 10, source="judge:a"))
+    after = learn(replace(state, cursor="999-0:"), answers(state)[0])
+    for key, before in state.ratings.items():
+        factor = RESET_FACTOR if key[0] == "small" else 1.0
+        assert after.ratings[key].n == before.n * factor
+        assert (after.ratings[key] is before) == (key[0] == "large")
+    assert after.alarms == ()
+    assert after.detectors.keys() == {("large", "user")}
+    assert after.cuts[-1].direction == "drop"
+
+
+def test_ten_replicas_that_answer_one_alarm_reset_once() -> None:
+    state = lived(EMPTY, stream("small", 0.7, 300) + stream("small", 0.4, 200))
+    (answer,) = answers(state)
+    once = learn(replace(state, cursor="998-0:"), answer)
+    again = learn(replace(once, cursor="999-0:"), answer)
+    assert again.ratings is once.ratings
+    assert again.skipped == once.skipped + 1
+
+
+def all_arms(before: float, after: float, source: str = "user") -> list[Rated]:
+    """Three arms in turn, whose ratings all change at once."""
+    streams = [
+        stream(arm, before, 300, source=source, seed=seed)
+        + stream(arm, after, 120, source=source, seed=seed + 9)
+        for seed, arm in enumerate(("small", "middle", "large"))
+    ]
+    return [event for events in zip(*streams, strict=True) for event in events]
+
+
+def until_alarm(events: Iterable[Rated], state: State = EMPTY) -> State:
+    for event in events:
+        state = lived(state, [event])
+        if state.alarms:
+            return state
+    raise AssertionError("no alarm")
+
+
+def test_a_judge_that_grows_strict_is_blamed_and_the_models_are_not() -> None:
+    state = until_alarm(all_arms(0.7, 0.45, "judge:a"), lived(EMPTY, stream("small", 0.7, 40)))
+    (answer,) = answers(state)
+    assert isinstance(answer, JudgeDrift)
+    assert answer.source == "judge:a"
+    after = learn(replace(state, cursor="9999-0:"), answer)
+    for key, before in state.ratings.items():
+        factor = RESET_FACTOR if key[1] == "judge:a" else 1.0
+        assert after.ratings[key].n == before.n * factor
+    assert (after.alarms, after.detectors.keys()) == ((), {("small", "user")})
+    assert after.cuts[-1].cause == JUDGE
+
+
+def test_one_model_that_fails_while_others_hold_is_blamed_itself() -> None:
+    steady = stream("middle", 0.7, 420, seed=1), stream("large", 0.7, 420, seed=2)
+    failing = stream("small", 0.7, 300) + stream("small", 0.45, 120)
+    state = until_alarm(event for events in zip(failing, *steady, strict=True) for event in events)
+    (answer,) = answers(state)
+    assert isinstance(answer, Reset)
+    assert answer.arm == "small"
+
+
+def test_models_that_two_sources_see_fail_are_blamed_themselves() -> None:
+    both = zip(all_arms(0.7, 0.45, "judge:a"), all_arms(0.7, 0.45, "user"), strict=True)
+    state = until_alarm(event for events in both for event in events)
+    assert {type(answer) for answer in answers(state)} == {Reset}
+
+
+def test_alarms_one_after_the_other_are_a_judges_in_the_end() -> None:
+    """While the first arm is reset the second shows no change yet: the second alarm tells."""
+    first = until_alarm(
+        stream("small", 0.7, 300) + stream("small", 0.4, 120), lived(EMPTY, stream("large", 0.7, 300, seed=3))
+    )
+    (answer,) = answers(first)
+    assert isinstance(answer, Reset)
+    state = until_alarm(stream("large", 0.4, 120, seed=4), learn(replace(first, cursor="900-0:"), answer))
+    (answer,) = answers(state)
+    assert isinstance(answer, JudgeDrift)
+    after = learn(replace(state, cursor="901-0:"), answer)
+    assert not any(detector.n for detector in after.detectors.values())
+    long_after = replace(first, cuts=first.cuts, rated=first.rated)
+    far = learn(replace(long_after, cursor="900-0:"), answers(first)[0])
+    far = replace(far, rated=far.rated + RECENT_RATINGS + 1)
+    assert isinstance(answers(until_alarm(stream("large", 0.4, 120, seed=4), far))[0], Reset)

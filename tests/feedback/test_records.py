@@ -49,14 +49,21 @@ def fields(decision: DecisionPrefix) -> list[object]:
 
 
 def test_the_head_is_laid_out_as_the_docstring_says() -> None:
-    data = prefix(attempt=2, listed_in_nano_usd=7, listed_out_nano_usd_per_token=9).encode()
-    assert HEAD.size == 56
+    data = prefix(
+        attempt=2,
+        listed_in_nano_usd=7,
+        listed_out_nano_usd_per_token=9,
+        quality_mean=0.75,
+        quality_sd=0.125,
+    ).encode()
+    assert HEAD.size == 64
     assert data[:8] == bytes(
-        [1, 2, 67, 0, 3, 0, 5, 0]
-    )  # version, attempt, 56 + 5 + 2 x 3, d, length of "small"
+        [2, 2, 75, 0, 3, 0, 5, 0]
+    )  # version, attempt, 64 + 5 + 2 x 3, d, length of "small"
     assert data[8:24] == struct.pack("<dd", NOW, 0.25)
     assert data[24:56] == b"features" + b"policy!!" + (7).to_bytes(8, "little") + (9).to_bytes(8, "little")
-    assert data[56:] == b"small" + struct.pack("<3e", 1.0, -0.5, 2.0)
+    assert data[56:64] == struct.pack("<ff", 0.75, 0.125)
+    assert data[64:] == b"small" + struct.pack("<3e", 1.0, -0.5, 2.0)
 
 
 @given(
@@ -66,9 +73,16 @@ def test_the_head_is_laid_out_as_the_docstring_says() -> None:
     propensity=st.floats(0.0, 1.0, exclude_min=True),
     attempt=st.integers(0, 255),
     listed=st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
+    expected=st.tuples(st.floats(-1e6, 1e6, width=32), st.floats(0, 1e6, width=32)),
 )
 def test_a_prefix_survives_its_bytes_to_the_last_bit(
-    arm: str, x: list[float], decided_at: float, propensity: float, attempt: int, listed: tuple[int, int]
+    arm: str,
+    x: list[float],
+    decided_at: float,
+    propensity: float,
+    attempt: int,
+    listed: tuple[int, int],
+    expected: tuple[float, float],
 ) -> None:
     given = prefix(
         arm=arm,
@@ -78,6 +92,8 @@ def test_a_prefix_survives_its_bytes_to_the_last_bit(
         attempt=attempt,
         listed_in_nano_usd=listed[0],
         listed_out_nano_usd_per_token=listed[1],
+        quality_mean=expected[0],
+        quality_sd=expected[1],
     )
     back = DecisionPrefix.decode(given.encode())
     assert fields(back) == fields(given)
@@ -99,6 +115,11 @@ def test_a_record_says_what_was_decided_on_and_what_it_should_cost() -> None:
     assert back.listed_in_nano_usd == 2_500_000  # 1000 tokens at 2.50 USD per million: 0.0025 USD
     assert back.listed_out_nano_usd_per_token == 10_000  # 10 USD per million tokens
     assert explanation == {"candidates": {"small": 0.5, "large": 0.5}}
+    prediction = posterior.quality.predict(context.x, ["large"])
+    variance = prediction.covariance()[0, 0] + posterior.quality.noise_variance
+    assert back.quality_mean == np.float32(prediction.mean[0])
+    assert back.quality_sd == np.float32(np.sqrt(variance))
+    assert fields(back) == fields(made)  # what is learned from the decision itself is learned from its bytes
 
 
 def test_a_record_cut_short_anywhere_is_refused() -> None:
@@ -118,8 +139,9 @@ def test_a_record_is_known_by_its_lengths_alone() -> None:
 @pytest.mark.parametrize(
     ("offset", "value"),
     [
-        (0, 2),  # a version to come
-        (2, 66),  # the prefix's length
+        (0, 3),  # a version to come
+        (0, 1),  # a version that was
+        (2, 74),  # the prefix's length
         (4, 4),  # d
         (6, 4),  # the arm's length
     ],
@@ -157,6 +179,22 @@ def test_times_and_propensities_that_cannot_be_are_refused(changed: dict[str, fl
         DecisionPrefix.decode(prefix(**changed).encode())
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"quality_mean": math.nan},
+        {"quality_mean": -math.inf},
+        {"quality_mean": 2e6},
+        {"quality_sd": math.nan},
+        {"quality_sd": -0.1},
+        {"quality_sd": math.inf},
+    ],
+)
+def test_expectations_that_cannot_be_are_refused(changed: dict[str, float]) -> None:
+    with pytest.raises(MalformedError, match="expected is no number"):
+        DecisionPrefix.decode(prefix(**changed).encode())
+
+
 @pytest.mark.parametrize("d", [0, 1025])
 def test_vectors_of_no_or_absurd_length_are_refused(d: int) -> None:
     with pytest.raises(MalformedError):
@@ -174,14 +212,14 @@ def test_nothing_may_follow_a_prefix() -> None:
         DecisionPrefix.decode(prefix().encode() + b"\0")
 
 
-@given(st.one_of(st.binary(max_size=200), st.binary(max_size=120).map(lambda rest: b"\x01\x00" + rest)))
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=120).map(lambda rest: b"\x02\x00" + rest)))
 def test_arbitrary_bytes_are_refused_and_never_an_accident(data: bytes) -> None:
     for decode in (DecisionPrefix.decode, decode_record, prefix_bytes):
         with pytest.raises(MalformedError):
             decode(data)
 
 
-@given(st.integers(0, 66), st.integers(0, 255))
+@given(st.integers(0, 74), st.integers(0, 255))
 def test_a_changed_byte_is_read_or_refused_and_never_an_accident(offset: int, value: int) -> None:
     data = bytearray(prefix().encode())
     data[offset] = value

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bandit.drift import Detector
 from bandit.features import DIMENSION, TAG
 from bandit.quality import SharedBaseline
 from bandit.statistics import CallStatistics, RatingStatistics
+from feedback.cuts import Alarm, Cut
 from feedback.records import MalformedError
-from feedback.state import HALF_LIFE_S, START, State, weight_grid
+from feedback.state import AGE_STEPS, HALF_LIFE_S, START, Reader, State, weight_grid
 
 DAY_S = 86_400.0
 
@@ -33,7 +35,17 @@ def full() -> State:
         ratings={("small", "user"): one, ("large", "judge:ä"): two},
         calls={"small": CallStatistics(calls=3, tokens_out=2**70, reported_nano_usd=-5)},
         workers={"w-2": 7, "w-1": 0},
+        rated=11,
+        detectors={("small", "user"): DETECTOR, ("large", "judge:ä"): Detector()},
+        alarms=(Alarm("small", "user", "drop", "1790000000000-2:0123456789abcdef"),),
+        cuts=(
+            Cut((1789999999999, 1), "large", None, 0.02, "drift", 1.78e9, 7, "rise", "user"),
+            Cut((1790000000000, 0), None, "user", 0.5, "operator", 1.79e9, 8),
+        ),
     )
+
+
+DETECTOR = Detector(2.0, -0.1, 0.3, (0.1, 1e4), (1 / 3, 0.7))
 
 
 def sealed(data: bytes) -> bytes:
@@ -62,6 +74,8 @@ def test_a_state_survives_its_bytes_to_the_last_bit(state: State) -> None:
     )
     assert dict(back.calls) == dict(state.calls)
     assert list(back.workers.items()) == list(state.workers.items())
+    assert dict(back.detectors) == dict(state.detectors)
+    assert (back.rated, back.alarms, back.cuts) == (state.rated, state.alarms, state.cuts)
     for key, statistics in state.ratings.items():
         assert back.ratings[key].xx.tobytes() == statistics.xx.tobytes()
         assert back.ratings[key].xr.tobytes() == statistics.xr.tobytes()
@@ -78,6 +92,10 @@ def test_a_digest_tells_states_apart_by_everything_they_hold() -> None:
         replace(state, as_of=math.nextafter(state.as_of, math.inf)),
         replace(state, calls={}),
         replace(state, workers={}),
+        replace(state, rated=12),
+        replace(state, detectors={("small", "user"): replace(DETECTOR, drops=(1 / 3, 0.70001))}),
+        replace(state, alarms=()),
+        replace(state, cuts=state.cuts[:1]),
         replace(
             state,
             ratings={key: replace(s, n=math.nextafter(s.n, math.inf)) for key, s in state.ratings.items()},
@@ -104,7 +122,7 @@ def test_a_snapshot_with_any_bit_flipped_is_refused() -> None:
 
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_no_snapshot_even_with_a_good_checksum(data: bytes) -> None:
-    for harmed in (data, sealed(b"FLS1" + data + b"1234")):
+    for harmed in (data, sealed(b"FLS2" + data + b"1234")):
         with pytest.raises(MalformedError):
             State.from_bytes(harmed)
 
@@ -122,6 +140,14 @@ def test_arbitrary_bytes_are_no_snapshot_even_with_a_good_checksum(data: bytes) 
         {"workers": [1]},
         {"features": "no hex"},
         {"as_of": "late"},
+        {"rated": "many"},
+        {"detectors": [["small", "user", 1.0]]},
+        {"detectors": [["small", "user", 1.0, 0.0, 0.0, [1.0], [1.0, 2.0]]]},
+        {"detectors": [["small", "user", 1.0, 0.0, "x", [1.0, 2.0], [1.0, 2.0]]]},
+        {"detectors": [["small", "user", 1.0, 0.0, math.nan, [1.0, 2.0], [1.0, 2.0]]]},
+        {"alarms": [["small"]]},
+        {"cuts": [[[1], "small", None, 0.02, "drift", 1.0, 7]]},
+        {"cuts": [["small"]]},
     ],
 )
 def test_a_header_that_does_not_fit_is_refused_with_a_good_checksum_too(changed: dict[str, object]) -> None:
@@ -167,3 +193,50 @@ def test_a_rating_of_one_half_life_ago_weighs_half() -> None:
 def test_a_posterior_names_the_position_it_was_made_from() -> None:
     state = replace(State(TAG, DIMENSION), cursor="12-0:ab")
     assert state.posterior(SharedBaseline()).token == "12-0:ab"
+
+
+def read(reader: Reader, state: State) -> dict[str, RatingStatistics]:
+    return state.ratings_per_arm(reader)
+
+
+def test_an_arm_without_new_ratings_reads_as_the_same_object_for_hours() -> None:
+    """So what was computed from it (a factorisation, say) may be kept by the object's identity."""
+    one = RatingStatistics.empty(1).added(np.ones(1), 1.0, 1.0)
+    step_s = HALF_LIFE_S / AGE_STEPS
+    state = State(
+        b"features", 1, epoch=10, as_of=10.5 * HALF_LIFE_S, ratings={("a", "user"): one, ("b", "user"): one}
+    )
+    reader = Reader()
+    first = read(reader, state)
+    more = {**state.ratings, ("b", "user"): one.added(np.ones(1), 0.5, 1.0)}
+    second = read(reader, replace(state, ratings=more, as_of=state.as_of + 0.9 * step_s))
+    third = read(reader, replace(state, ratings=more, as_of=state.as_of + step_s))
+    assert second["a"] is not first["a"]  # as_of had been on a point of the grid exactly
+    assert third["a"] is second["a"]
+    assert third["b"] is second["b"]
+    fourth = read(reader, replace(state, as_of=state.as_of + step_s))
+    assert fourth["a"] is third["a"]
+    assert fourth["b"] is not third["b"]
+    fifth = read(reader, replace(state, as_of=state.as_of + 1.1 * step_s))
+    assert fifth["a"] is not fourth["a"]
+    assert fifth["a"].n == pytest.approx(fourth["a"].n * 2 ** (-1 / AGE_STEPS), rel=1e-12)
+
+
+@given(st.floats(0.0, 2.0**36))
+def test_ages_are_counted_back_from_a_point_at_most_a_step_ahead(as_of: float) -> None:
+    state = State(b"features", 1, as_of=as_of)
+    assert -1e-5 <= state.read_at() - as_of <= HALF_LIFE_S / AGE_STEPS + 1e-5
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(0, 30))
+def test_reading_with_and_without_a_memory_gives_the_same_bits(arms: list[str], until: int) -> None:
+    reader, state = Reader(), State(b"features", 1, epoch=0, as_of=7.0)
+    for number, arm in enumerate(arms):
+        seen = state.ratings.get((arm, "user"), RatingStatistics.empty(1))
+        state = replace(
+            state,
+            ratings={**state.ratings, (arm, "user"): seen.added(np.ones(1), 0.5, 1.0)},
+            as_of=state.as_of + 3000.0 * (number < until),
+        )
+        one, other = state.ratings_per_arm(reader), state.ratings_per_arm()
+        assert {a: (s.n, s.rr) for a, s in one.items()} == {a: (s.n, s.rr) for a, s in other.items()}

@@ -1,0 +1,57 @@
+"""Alarms that await their answer, and cuts: the resets of the past, as far as a changed rating may still ask for them.
+
+A cut at some position of the log has multiplied the sums of an arm and source by its factor. A rating that is revised or
+withdrawn later is in those sums with its weight times the factors of all cuts since it was given.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from bandit.drift import Direction
+from feedback.store import Position
+
+CUTS_KEPT_S: Final = 2 * 8760 * 3600.0  # twice the longest feedback window that a gateway may be given
+CUTS_MAX: Final = 1000
+ArmSource = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Ratings of `arm` by `source` have changed; token: the entry that raised it; it stays until the log holds an answer."""
+
+    arm: str
+    source: str
+    direction: Direction
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The sums of arm (None: of all) by source (None: by all) were multiplied by factor, at a position and by the rated-th
+    rating. direction: of the alarm that it answers, by whose source, for cause "drift" or "judge drift".
+    """
+
+    position: Position
+    arm: str | None
+    source: str | None
+    factor: float
+    cause: str
+    at: float
+    rated: int
+    direction: Direction | None = None
+    by: str | None = None
+
+    def concerns(self, key: ArmSource) -> bool:
+        return self.arm in (None, key[0]) and self.source in (None, key[1])
+
+
+def remaining(cuts: Iterable[Cut], key: ArmSource, since: Position) -> float:
+    """What share of a rating by (arm, source), first given at a position, the cuts since then have left."""
+    return math.prod(cut.factor for cut in cuts if cut.position > since and cut.concerns(key))
+
+
+def kept(cuts: tuple[Cut, ...], as_of: float) -> tuple[Cut, ...]:
+    """Those that a rating within any feedback window may still ask for."""
+    return tuple(cut for cut in cuts if cut.at >= as_of - CUTS_KEPT_S)[-CUTS_MAX:]
