@@ -1,8 +1,11 @@
-"""POST /feedback: how an answer did, by a user's rating, a judge's score, or what it really cost."""
+"""POST /feedback: how an answer did, by a user's rating, a judge's score, or what it really cost. DELETE takes a rating
+back. (A null in a POST is no withdrawal: clients write null for what they do not give.)
+"""
 
+from secrets import token_hex
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +29,7 @@ def _number_between(low: float, high: float, unit: str) -> BeforeValidator:
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Key = Annotated[str, Field(min_length=1, max_length=255)]
+Judge = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}$")]
 
 
 class FeedbackBody(BaseModel):
@@ -39,7 +43,7 @@ class FeedbackBody(BaseModel):
     """A user's rating from 0 (useless) to 1 (right)."""
     judge_score: Annotated[Share | None, _number_between(0, 1, "")] = None
     """A judge's score from 0 to 1."""
-    judge: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}$")] = "judge"
+    judge: Judge = "judge"
     """Which judge: every judge is a source of its own."""
     cost_usd: Annotated[float | None, _number_between(0, COST_MAX_USD, " USD")] = None
     """What the call really cost in USD, where that differs from list price times tokens."""
@@ -76,6 +80,23 @@ def feedback_router(intake: Intake) -> APIRouter:
         told = {"decision_id": decision_id, "status": overall(answers), "results": _told(values, answers)}
         return told | ({"ignored": sorted(body.model_extra)} if body.model_extra else {})
 
+    @router.delete("/feedback/{decision_id}", status_code=202)
+    async def withdraw_feedback(
+        decision_id: Annotated[str, Path(max_length=255)],
+        judge: Annotated[Judge | None, Query()] = None,
+        idempotency_key: Annotated[Key | None, Header()] = None,
+    ) -> dict[str, Any]:
+        """The user's rating, or that judge's score, is to count as if it had never been given: withdrawn, duplicate or
+        queued. Without an Idempotency-Key every call takes back what counts at that moment.
+        """
+        name, source = ("rating", "user") if judge is None else ("judge_score", f"judge:{judge}")
+        key = idempotency_key or f"withdrawal {token_hex(16)}"
+        values = [Value(name, RATED, source, None, key)]
+        decision_id = bare_id(decision_id)
+        answers = await intake.give(decision_id, values)
+        _refuse_conflicts(values, answers)
+        return {"decision_id": decision_id, "status": overall(answers), "results": _told(values, answers)}
+
     return router
 
 
@@ -105,17 +126,19 @@ def _refuse_conflicts(values: list[Value], answers: list[Answer | None]) -> None
     for value, answer in zip(values, answers, strict=True):
         if answer not in _REFUSED:
             continue
-        why, code = _REFUSED[answer]
+        status, why, code = _REFUSED[answer]
         others = {name: told for name, told in _told(values, answers).items() if name != value.name}
         besides = "".join(f"; {name}: {told}" for name, told in others.items())
-        raise FeedbackRefusedError(409, f"{value.name} {why}{besides}", param=value.name, code=code)
+        raise FeedbackRefusedError(status, f"{value.name} {why}{besides}", param=value.name, code=code)
 
 
-_REFUSED: Final[dict[Answer | None, tuple[str, str]]] = {
+_REFUSED: Final[dict[Answer | None, tuple[int, str, str]]] = {
     Answer.CONFLICT: (
+        409,
         "was given before with another value; to revise it send a new idempotency_key",
         "feedback_conflict",
     ),
-    Answer.TOO_MANY: ("was given too often for this decision", "too_many_feedbacks"),
-    Answer.MALFORMED: ("cannot be joined: the record of this decision is damaged", "decision_damaged"),
+    Answer.NOTHING_GIVEN: (404, "was not given, or was withdrawn before", "nothing_to_withdraw"),
+    Answer.TOO_MANY: (409, "was given too often for this decision", "too_many_feedbacks"),
+    Answer.MALFORMED: (409, "cannot be joined: the record of this decision is damaged", "decision_damaged"),
 }

@@ -46,6 +46,12 @@ class Cut:
     def concerns(self, key: ArmSource) -> bool:
         return self.arm in (None, key[0]) and self.source in (None, key[1])
 
+    def told(self) -> str:
+        """One sentence for operators."""
+        whose = f"{self.arm or 'all models'} by {self.source or 'all sources'}"
+        why = f"{self.cause}, a {self.direction} in ratings by {self.by}" if self.direction else self.cause
+        return f"{100 * self.factor:g} % is kept of what was learned of {whose} ({why})"
+
 
 def remaining(cuts: Iterable[Cut], key: ArmSource, since: Position) -> float:
     """What share of a rating by (arm, source), first given at a position, the cuts since then have left."""

@@ -33,6 +33,7 @@ REFUSALS: Final = {
     Answer.CONFLICT: "the same idempotency key was used with another value",
     Answer.TOO_MANY: "too many feedbacks for one decision",
     Answer.MALFORMED: "the decision's record is damaged",
+    Answer.NOTHING_GIVEN: "there was nothing to withdraw",
 }
 
 
@@ -56,12 +57,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of one feedback. kind: feedback.events.RATED or CHARGED; key: the caller's, or the default."""
+    """One value of one feedback. kind: feedback.events.RATED or CHARGED; value: None withdraws what the source has given;
+    key: the caller's, or the default.
+    """
 
     name: str
     kind: int
     source: str
-    value: float
+    value: float | None
     idempotency_key: str | None = None
 
 
@@ -312,6 +315,6 @@ def _from_payload(entry: Entry) -> _Tracked:
 
 def overall(answers: Iterable[Answer | None]) -> str:
     """One status for several values: the one that leaves most to be done."""
-    order = (None, Answer.APPLIED, Answer.REVISED, Answer.DUPLICATE)
+    order = (None, Answer.APPLIED, Answer.REVISED, Answer.WITHDRAWN, Answer.DUPLICATE)
     first = min(answers, key=order.index)
     return "queued" if first is None else first.value

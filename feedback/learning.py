@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from bandit.quality import QualityModel
+from feedback.events import Reset, encode_reset
 from feedback.intake import Intake, Route
 from feedback.recorder import Recorder
 from feedback.replica import Replica, catch_up
@@ -67,7 +68,7 @@ class Learning:
             self.routes, spool, secrets=identity.secrets, clock=clock, window_s=identity.window_s
         )
         self.store_error: str | None = None
-        self._store, self._revive = store, revive
+        self._store, self._revive, self._clock = store, revive, clock
 
     async def start(self) -> None:
         """Fold what is stored. A store that is away stops nothing: decisions begin with the prior."""
@@ -110,8 +111,24 @@ class Learning:
         return failed
 
     async def _fold(self, scope: str) -> None:
-        history = await self.routes[scope].replica.poll()
+        replica = self.routes[scope].replica
+        before = len(replica.state.cuts) and replica.state.cuts[-1].position
+        history = await replica.poll()
+        for cut in replica.state.cuts:
+            if not before or cut.position > before:
+                log.warning("%s: %s", scope, cut.told())
         await self.intake.settle(scope, history)
+
+    async def reset(
+        self, scope: str, arm: str, *, source: str | None = None, factor: float, key: str
+    ) -> bool:
+        """An operator's reset: the arm's sums by source (None: by all) are multiplied by factor. Of several with one key
+        the first takes place. False where the store holds no log yet; StoreError where it cannot be asked.
+        """
+        if not 0.0 <= factor <= 1.0:
+            raise ValueError(f"a reset leaves a share from 0 to 1 of what is known, not {factor!r}")
+        event = Reset(arm, source, factor, "operator", self._clock())
+        return await self.routes[scope].log.append(encode_reset(event), once=f"operator:{key}") is not None
 
     async def run(self) -> None:
         """Tick until cancelled; after a failure with growing pauses."""

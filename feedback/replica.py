@@ -3,6 +3,8 @@
 `poll` reads what is new and folds it in. What it returns says what that means for feedback on its way (feedback.intake):
 history went on, was replaced (a failover lost a suffix, or this replica was too slow), or was seeded from memory because
 the store had lost it all. The last good state is never given up for nothing: an empty store is refilled from it.
+
+Where a rating raised an alarm, `poll` appends the answer, as every replica does: one of them takes place.
 """
 
 import logging
@@ -16,9 +18,11 @@ from typing import Final
 from bandit.features import DIMENSION, TAG
 from bandit.posterior import Posterior
 from bandit.quality import QualityModel
+from feedback.alarms import answers
+from feedback.events import encode_reset
 from feedback.learn import fold
 from feedback.records import MalformedError
-from feedback.state import START, State
+from feedback.state import START, Reader, State
 from feedback.store import Log, Marks, StoreError, Tail, fields_of, position
 
 BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
@@ -28,6 +32,9 @@ TOKENS_REMEMBERED: Final = 4096
 MARKS_REMEMBERED: Final = 40_000  # two for each feedback
 MARKS_READ_BACK: Final = 5_000  # entries before the snapshot that a start reads for their marks
 STATES_REMEMBERED: Final = 8
+ANSWERS_PER_MINUTE: Final = (
+    6  # to alarms of one route: whatever goes wrong, not everything is forgotten at once
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +53,9 @@ class Counters:
     seeds: int = 0
     snapshots: int = 0
     bad_snapshots: int = 0
-    digests_confirmed: int = (
-        0  # snapshots of others whose state was, to the last bit, this one's at the same position
-    )
-    digests_differing: int = 0
+    digests_confirmed: int = 0  # published with a snapshot, and that of this replica's state at the same position
+    digests_differing: int = 0  # never: two replicas that read the same would hold different sums
+    alarms_answered: int = 0
 
 
 class Replica:
@@ -67,6 +73,8 @@ class Replica:
         self.posterior: Posterior = self.state.posterior(model)
         self.counters = Counters()
         self._log, self._model, self._clock = log, model, clock
+        self._reader = Reader()
+        self._answered: dict[str, float] = {}  # alarm -> when this replica answered it, by its clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
         self._marks: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()  # field -> (token, value)
         self._marks_since = START
@@ -119,7 +127,7 @@ class Replica:
                 return History.REPLACED
             self._fold(tail)
             self._compare(tail)
-            if len(tail.entries) < BATCH:
+            if len(tail.entries) < BATCH and not await self._answer_alarms():
                 await self._save_snapshot(tail.snapshot or START)
                 return History.CONTINUED
 
@@ -167,7 +175,26 @@ class Replica:
             )
 
     def _adopt(self, state: State) -> None:
-        self.state, self.posterior = state, state.posterior(self._model)
+        self.state, self.posterior = state, state.posterior(self._model, self._reader)
+
+    async def _answer_alarms(self) -> bool:
+        """Append the answers to alarms that this replica has not answered yet; True where it appended any."""
+        appended = False
+        for event in answers(self.state):
+            alarm, now = event.alarm or "", self._clock()
+            lately = sum(now - at < 60.0 for at in self._answered.values())
+            if alarm in self._answered or lately >= ANSWERS_PER_MINUTE:
+                continue
+            if await self._log.append(encode_reset(event), once=f"alarm:{alarm}") is None:
+                continue
+            self._answered[alarm] = now
+            self.counters.alarms_answered += 1
+            appended = True
+        pending = {alarm.token for alarm in self.state.alarms}
+        self._answered = {
+            alarm: at for alarm, at in self._answered.items() if alarm in pending or self._clock() - at < 60.0
+        }
+        return appended
 
     async def _begin_log(self) -> History:
         """The store holds no log: begin one with what this replica knows, or with what a quicker one knew.
@@ -200,6 +227,7 @@ class Replica:
         self.counters.reloads += 1
         await self.load()
         self._seen.clear()
+        self._answered.clear()
 
     async def _stored_state(self) -> State:
         data = await self._log.load_snapshot()
@@ -211,7 +239,17 @@ class Replica:
             self.counters.bad_snapshots += 1
             return State(TAG, DIMENSION)  # the whole log again, if it still reaches back to its start
         if stored.features != TAG:  # another version's vectors: their ratings count no more, their calls do
-            return replace(stored, features=TAG, d=DIMENSION, ratings={}, epoch=None, as_of=0.0)
+            return replace(
+                stored,
+                features=TAG,
+                d=DIMENSION,
+                ratings={},
+                epoch=None,
+                as_of=0.0,
+                detectors={},
+                alarms=(),
+                cuts=(),
+            )
         return stored
 
     async def _save_snapshot(self, base: str) -> None:

@@ -27,6 +27,7 @@ from service.pipeline import Pipeline, Shell
 from service.routes import ServedRoute, find_route, served_routes
 
 SMALL_BODY_BYTES: Final = 64 * 1024
+RESETS_TOLD: Final = 10
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
 
@@ -134,9 +135,11 @@ def _learned(learning: Learning, scope: str) -> dict[str, Any]:
         "decisions_unwritten": route.recorder.waiting,
         "decisions_dropped": route.recorder.dropped,
         "arms": {
-            arm: {"ratings": round(s.n, 3), "mean_quality": round(s.xr[0] / s.n, 4)}
+            arm: {"ratings": round(s.n, 3), "mean_quality": round(s.xr[0] / s.n, 4) if s.n > 1e-6 else None}
             for arm, s in ratings.items()
         },
+        "alarms": [asdict(alarm) for alarm in state.alarms],
+        "resets": [asdict(cut) for cut in state.cuts[-RESETS_TOLD:]],
     } | counters
 
 

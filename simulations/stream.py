@@ -19,6 +19,7 @@ from bandit.policy import Policy
 from bandit.quality import QualityModel
 from bandit.statistics import CallStatistics
 from bandit.types import Context
+from feedback.alarms import answers
 from feedback.events import Called, Event, Rated
 from feedback.learn import learn
 from feedback.records import policy_tag, prefix_of
@@ -71,6 +72,8 @@ def play(
         if contestant.learns:
             for event in events_of(dataset, step, sequence=n, policy=tag):
                 state = learn(state, event)
+            for answer in answers(state):
+                state = learn(state, answer)
             posterior = state.posterior(contestant.model)
 
 
