@@ -11,7 +11,7 @@ import base64
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -138,7 +138,7 @@ class Intake:
                 continue  # it must not overtake an earlier one: the value given last is the one that counts
             self._complete(tracked)
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
-            self._answered(tracked, settled)
+            await self._answered(tracked, settled)
             self._ask_again_at.pop(decision_id, None)
             if settled.answer in REFUSALS:
                 await self._bury(tracked, REFUSALS[settled.answer])
@@ -154,12 +154,12 @@ class Intake:
             record = self._routes[tracked.scope].recorder.record_of(tracked.feedback.decision_id)
             tracked.feedback = replace(tracked.feedback, record=record and prefix_bytes(record))
 
-    def _answered(self, tracked: _Tracked, settled: Settled) -> None:
+    async def _answered(self, tracked: _Tracked, settled: Settled) -> None:
         tracked.token = settled.token
         if settled.prefix:  # so that it can be sent again though the store should lose the decision with it
             self._routes[tracked.scope].recorder.joined(tracked.feedback.decision_id, settled.prefix)
             tracked.feedback = replace(tracked.feedback, record=settled.prefix)
-            self._spool.amend(tracked.entry.sequence, _to_payload(tracked.scope, tracked.feedback))
+            await self._spool.amend(tracked.entry.sequence, _to_payload(tracked.scope, tracked.feedback))
 
     def _decisions_queued(self) -> set[str]:
         return {t.feedback.decision_id for t in self._unsettled.values() if not t.token}
@@ -184,8 +184,14 @@ class Intake:
         for tracked in [t for t in self._unsettled.values() if t.scope not in self._routes]:
             await self._bury(tracked, f"its route {tracked.scope} is not configured")
 
-    async def settle(self, scope: str, history: History) -> None:
-        """After a poll of that route: what was read back is settled, what was passed unseen is sent again."""
+    def sent(self, scope: str) -> set[int]:
+        """What the store has answered for and this process has not read back yet."""
+        return {t.entry.sequence for t in self._unsettled.values() if t.scope == scope and t.token}
+
+    async def settle(self, scope: str, history: History, sent: Collection[int] = ()) -> None:
+        """After a poll of that route: what was read back is settled, what was passed unseen is sent again. sent: before that
+        poll, which read to the log's end; what it did not see of these was taken back, wherever the log ends now.
+        """
         if history is not History.CONTINUED:
             await self._history_changed(scope)
         replica = self._routes[scope].replica
@@ -193,19 +199,19 @@ class Intake:
             if replica.has_seen(tracked.token):
                 tracked.settled_at = self._clock()
                 self._settled.append(self._unsettled.pop(tracked.entry.sequence))
-            elif replica.has_passed(tracked.token):
+            elif tracked.entry.sequence in sent or replica.has_passed(tracked.token):
                 tracked.token = ""
         self._queued_ids = self._decisions_queued()
         while self._settled and self._clock() - self._settled[0].settled_at >= self._retain_s:
             await self._spool.finish(self._settled.popleft().entry.sequence)
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """At a clean end: what was read back stays on disk, since a failover may still take it back. Whoever takes up the
         spool sends it again, or, once the window has passed, lets go of it.
         """
         for tracked in self._settled:
             payload = _to_payload(tracked.scope, tracked.feedback) | {"settled_at": tracked.settled_at}
-            self._spool.amend(tracked.entry.sequence, payload)
+            await self._spool.amend(tracked.entry.sequence, payload)
 
     async def _history_changed(self, scope: str) -> None:
         replica = self._routes[scope].replica
@@ -246,7 +252,7 @@ class Intake:
             return None
         else:
             tracked.done = settled.answer in REFUSALS  # the caller is told, so nothing is left to do
-            self._answered(tracked, settled)
+            await self._answered(tracked, settled)
         finally:
             if not tracked.done:
                 self._unsettled[entry.sequence] = tracked

@@ -113,11 +113,12 @@ class Learning:
     async def _fold(self, scope: str) -> None:
         replica = self.routes[scope].replica
         before = len(replica.state.cuts) and replica.state.cuts[-1].position
+        sent = self.intake.sent(scope)
         history = await replica.poll()
         for cut in replica.state.cuts:
             if not before or cut.position > before:
                 log.warning("%s: %s", scope, cut.told())
-        await self.intake.settle(scope, history)
+        await self.intake.settle(scope, history, sent)
 
     async def reset(
         self, scope: str, arm: str, *, source: str | None = None, factor: float, key: str
@@ -146,7 +147,7 @@ class Learning:
         """Write what waits, if the store takes it, and let go of everything."""
         try:
             await self.tick()
-            self.intake.leave()
+            await self.intake.leave()
         except StoreError as error:
             log.warning("closing with the store away (%s); feedback is in the spool", error)
         finally:

@@ -93,15 +93,20 @@ class MemoryLog:
         same = given.by_key.get(feedback.key, self._seeded(b"k" + mark_of(feedback)[8:]))
         if same is not None:
             known = same == _f64(feedback.value)
-            return Settled(Answer.DUPLICATE, self._last or "") if known else Settled(Answer.CONFLICT)
-        record = self._records.get(feedback.decision_id) or feedback.record
-        if not record:
+            told = b"" if feedback.record else self._prefix(feedback) or b""
+            return Settled(Answer.DUPLICATE, self._last or "", told) if known else Settled(Answer.CONFLICT)
+        prefix = self._prefix(feedback)
+        if prefix is None:
             return Settled(Answer.UNKNOWN_DECISION)
+        return self._join(prefix, feedback) if prefix else Settled(Answer.MALFORMED)
+
+    def _prefix(self, feedback: Feedback) -> bytes | None:
+        """Of the decision's record, stored or carried; None where there is none, empty where it is malformed."""
+        record = self._records.get(feedback.decision_id) or feedback.record
         try:
-            prefix = prefix_bytes(record)
+            return prefix_bytes(record) if record else None
         except MalformedError:
-            return Settled(Answer.MALFORMED)
-        return self._join(prefix, feedback)
+            return b""
 
     def _join(self, prefix: bytes, feedback: Feedback) -> Settled:
         given = self._given.get(feedback.decision_id) or _Given()
@@ -112,12 +117,12 @@ class MemoryLog:
         self._given[feedback.decision_id] = given
         slot, mark = (feedback.kind, feedback.source), mark_of(feedback)
         held = given.current.get(slot) or self._seeded(b"s" + mark[:8]) or b""
-        value, at = _f64(feedback.value), _f64(feedback.at)
+        value, at, told = _f64(feedback.value), _f64(feedback.at), b"" if feedback.record else prefix
         given.by_key[feedback.key] = value
         if (
             held and struct.unpack_from("<d", held)[0] > feedback.at
         ):  # a failover took it back, and not the later
-            return Settled(Answer.DUPLICATE, self._last)
+            return Settled(Answer.DUPLICATE, self._last, told)
         old, origin = (struct.unpack_from("<d", held, 8)[0], held[16:]) if len(held) > 8 else (None, b"")
         if feedback.value is None and old is None:
             del given.by_key[feedback.key]
@@ -127,7 +132,7 @@ class MemoryLog:
         entry = bytes([feedback.kind, change]) + prefix + tail
         token = self._append(entry, mark + at + value + (origin if value else b""))
         given.current[slot] = at + (value and value + (origin or stream_id(token).encode()))
-        return Settled(_ANSWERS[change], token, b"" if feedback.record else prefix)
+        return Settled(_ANSWERS[change], token, told)
 
     def _seeded(self, name: bytes) -> bytes | None:
         return self._marks.fields.get(name) if self._marks else None

@@ -10,17 +10,21 @@ FEEDBACK: Final = """
 -- KEYS  decision, ratings, log, meta, marks of what the log was seeded with
 -- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64 or '' to withdraw, source, carried record or '', ttl ms,
 --       most ratings, mark (16 bytes), accepted at f64
+local function prefix_of(record)  -- nil unless its lengths fit (feedback.records)
+  if #record < 64 then return nil end
+  local version, _, length, d, arm = struct.unpack('<BBHHH', record)
+  if version == 2 and length == 64 + arm + 2 * d and #record >= length then return string.sub(record, 1, length) end
+end
+local record = redis.call('GET', KEYS[1]) or ARGV[6]
+local prefix = prefix_of(record)
+local told = ARGV[6] == '' and prefix or ''  -- to a sender who has none
+
 local same = redis.call('HGET', KEYS[2], 'k' .. ARGV[3])
   or redis.call('HGET', KEYS[5], 'k' .. string.sub(ARGV[9], 9))
-if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or ''} end
+if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or '', told} end
 if same then return {'conflict'} end
-
-local record = redis.call('GET', KEYS[1])
-if not record then record = ARGV[6] end
 if record == '' then return {'unknown_decision'} end
-if #record < 64 then return {'malformed'} end  -- shorter than a record's head (feedback.records)
-local version, _, length, d, arm = struct.unpack('<BBHHH', record)
-if version ~= 2 or length ~= 64 + arm + 2 * d or #record < length then return {'malformed'} end
+if not prefix then return {'malformed'} end
 
 if tonumber(redis.call('HGET', KEYS[2], 'n') or 0) >= tonumber(ARGV[8]) then return {'too_many'} end
 local last = redis.call('HGET', KEYS[4], 'last')
@@ -33,13 +37,13 @@ if held and struct.unpack('<d', held) > struct.unpack('<d', ARGV[10]) then  -- a
   redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4])
   redis.call('HINCRBY', KEYS[2], 'n', 1)
   redis.call('PEXPIRE', KEYS[2], ARGV[7])
-  return {'duplicate', last}
+  return {'duplicate', last, told}
 end
 local there, withdrawn = held and #held > 8, ARGV[4] == ''
 if withdrawn and not there then return {'nothing_given'} end
 local zero = string.rep('\\0', 8)
 local origin = there and string.sub(held, 17) or ''
-local entry = ARGV[1] .. (withdrawn and '\\2' or there and '\\1' or '\\0') .. string.sub(record, 1, length)
+local entry = ARGV[1] .. (withdrawn and '\\2' or there and '\\1' or '\\0') .. prefix
   .. (withdrawn and zero or ARGV[4]) .. (there and string.sub(held, 9, 16) or zero) .. origin .. '\\0' .. ARGV[5]
 local mark = ARGV[9] .. ARGV[10] .. ARGV[4]
 local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry, 'm', mark .. (withdrawn and '' or origin))
@@ -50,7 +54,7 @@ redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], now)
 redis.call('HINCRBY', KEYS[2], 'n', 1)
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
 local answer = withdrawn and 'withdrawn' or there and 'revised' or 'applied'
-return {answer, token, ARGV[6] == '' and string.sub(record, 1, length) or ''}
+return {answer, token, told}
 """
 
 APPEND: Final = """

@@ -53,7 +53,9 @@ class Counters:
     seeds: int = 0
     snapshots: int = 0
     bad_snapshots: int = 0
-    digests_confirmed: int = 0  # published with a snapshot, and that of this replica's state at the same position
+    digests_confirmed: int = (
+        0  # published with a snapshot, and that of this replica's state at the same position
+    )
     digests_differing: int = 0  # never: two replicas that read the same would hold different sums
     alarms_answered: int = 0
 

@@ -65,6 +65,7 @@ class Spool:
         self._entries_in_file = len(self._pending)  # at least
         self._waiting: list[tuple[Entry, bytes, asyncio.Future[None]]] = []
         self._marks: list[bytes] = []
+        self._amended: list[asyncio.Future[None]] = []
         self._flusher: asyncio.Task[None] | None = None
         self._rewrite_above_bytes = REWRITE_ABOVE_BYTES
         self._closed = False
@@ -121,12 +122,17 @@ class Spool:
         await written
         return entry
 
-    def amend(self, sequence: int, payload: Mapping[str, Any]) -> None:
-        """Say more about a pending entry. Written soon and not waited for: what was acknowledged is on disk already."""
+    async def amend(self, sequence: int, payload: Mapping[str, Any]) -> None:
+        """Say more about a pending entry. Returns once it is written, so that it outlives this process, though maybe not
+        the machine; where the disk does not take it the entry stays as it was acknowledged.
+        """
         if sequence in self._pending and not self._closed:
             self._pending[sequence] = Entry(sequence, dict(payload))
+            written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._marks.append(_entry_frame(self._pending[sequence]))
+            self._amended.append(written)
             self._wake()
+            await written
 
     async def finish(self, sequence: int) -> None:
         """The entry is settled. The mark is written soon and not waited for: losing it costs one more harmless send."""
@@ -171,6 +177,7 @@ class Spool:
     async def _write_batch(self) -> None:
         batch, self._waiting = self._waiting, []
         marks, self._marks = self._marks, []
+        amended, self._amended = self._amended, []
         frames = b"".join([*(frame for _, frame, _ in batch), *marks])
         what = f"the spool {self._file.path} cannot be written"
         try:
@@ -181,6 +188,10 @@ class Spool:
                 if not written.cancelled():
                     written.set_exception(SpoolError(str(error)))
             return
+        finally:
+            for done in amended:
+                if not done.cancelled():
+                    done.set_result(None)
         self._entries_in_file += len(batch)
         for entry, _, written in batch:
             self._pending[entry.sequence] = entry

@@ -67,7 +67,7 @@ class Feedback:
 @dataclass(frozen=True, slots=True)
 class Settled:
     """token: the entry that was appended, or the log's end for a duplicate; empty where nothing was written. prefix: of
-    the decision's record, where something was appended and the sender had sent none.
+    the decision's record, for a sender who had sent none and whose feedback the log now holds.
     """
 
     answer: Answer

@@ -271,9 +271,10 @@ class Schedule:
         if not self._living() or not self._store.seeded:
             return
         folder = self._rng.choice(self._living()).folder
-        for life in [life for life in self._living() if life.folder == folder]:
-            life.lost_power = True
-            self._end(life)
+        for life in [life for life in self._all_lives if life.folder == folder]:
+            life.lost_power = True  # if it has ended before, its file lies there still
+            if not life.dead:
+                self._end(life)
         self._disk.power_cut(folder)
         await self._let_go_on()
 

@@ -3,7 +3,7 @@
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -129,15 +129,15 @@ def on(log: type[MemoryLog]) -> World:
 
 
 class AcknowledgedIsSettled(Intake):
-    async def settle(self, scope: str, history: History) -> None:
+    async def settle(self, scope: str, history: History, sent: Collection[int] = ()) -> None:
         for tracked in [t for t in self._unsettled.values() if t.token]:
             self._unsettled.pop(tracked.entry.sequence)
             await self._spool.finish(tracked.entry.sequence)
 
 
 class DuplicateIsSettled(Intake):
-    def _answered(self, tracked: Any, settled: Settled) -> None:
-        super()._answered(tracked, settled)
+    async def _answered(self, tracked: Any, settled: Settled) -> None:
+        await super()._answered(tracked, settled)
         if settled.answer is Answer.DUPLICATE and self._unsettled.pop(tracked.entry.sequence, None):
             self._spool._pending.pop(tracked.entry.sequence, None)
 
