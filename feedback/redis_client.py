@@ -128,7 +128,7 @@ def unavailable(error: Exception) -> StoreError:
 def _unfit(error: Exception) -> StoreUnfitError | None:
     """What no waiting will mend, with what would; None for everything else."""
     said = str(error)[:MESSAGE_CHARS]
-    if isinstance(error, NoPermissionError):
+    if isinstance(error, NoPermissionError) or "ACL failure" in said:  # the latter from within a script
         return StoreUnfitError(f"its user lacks a permission ({said}); see the ACL line in the documentation")
     if isinstance(error, AuthenticationError) or "NOAUTH" in said:
         return StoreUnfitError("it refuses the name or password in the URL; correct them there")

@@ -90,6 +90,24 @@ end
 return 1
 """
 
+REPLACE: Final = """
+-- KEYS  snapshot, log, meta, marks
+-- ARGV  snapshot, token, the log's end as it was read, token that the marks begin after, ttl ms, field, value, ...
+if redis.call('HGET', KEYS[3], 'last') ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+redis.call('HSET', KEYS[4], 'since', ARGV[4])
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[4], ARGV[5])
+redis.call('HSET', KEYS[3], 'seed', ARGV[2], 'snapshot', ARGV[2], 'last', ARGV[2])
+local id = string.match(ARGV[2], '^[^:]+')
+if id ~= '0-0' then
+  redis.call('XADD', KEYS[2], id, 'p', '', 'e', '')
+  redis.call('XDEL', KEYS[2], id)
+end
+return 1
+"""
+
 SNAPSHOT: Final = """
 -- KEYS  snapshot, log, meta
 -- ARGV  snapshot, its token, the token it replaces, trim entries before this id or '', digest of the state in it

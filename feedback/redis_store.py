@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from feedback.ledgers import RedisLedger
 from feedback.redis_client import Calls, RedisClient, unavailable
-from feedback.redis_scripts import APPEND, FEEDBACK, SEED, SNAPSHOT
+from feedback.redis_scripts import APPEND, FEEDBACK, REPLACE, SEED, SNAPSHOT
 from feedback.store import (
     RATINGS_PER_DECISION,
     Answer,
@@ -112,11 +112,12 @@ class RedisStore:
             raise StoreUnfitError(
                 f"the server runs no scripts ({error}); allow EVAL, EVALSHA and Lua"
             ) from error
-        for pipeline in (self._client.commands.pipeline(transaction=kind) for kind in (False, True)):
-            pipeline.get(f"{base}:a")
+        for transaction in (False, True):
+            pipeline = self._client.commands.pipeline(transaction=transaction)
             pipeline.hgetall(f"{base}:b")
-            pipeline.xrange(f"{base}:c", count=1)
+            pipeline.hmget(f"{base}:b", "a", "b")
             await self._client.attempt(pipeline.execute)
+        await self._client.attempt(lambda: self._client.commands.xrevrange(f"{base}:c", count=1))
 
     async def close(self) -> None:
         await self._client.close()
@@ -215,6 +216,14 @@ class RedisLog:
         return bool(
             await self._calls.run(SEED, keys, [snapshot, token, marks.since, 2 * self._ttl_ms, *fields])
         )
+
+    async def replace(self, snapshot: bytes, token: str, marks: Marks | None, *, last: str | None) -> bool:
+        """Begin the log again at `token`, whatever it holds: for an operator. False unless it still ends at `last`."""
+        keys = [self._snapshot, self._log, self._meta, self._marks]
+        marks = marks or Marks(token, {})
+        fields = [part for pair in marks.fields.items() for part in pair]
+        told = [snapshot, token, last or "", marks.since, 2 * self._ttl_ms, *fields]
+        return bool(await self._calls.run(REPLACE, keys, told))
 
     async def marks(self, before: str, limit: int) -> Marks:
         pipeline = self._redis.pipeline(transaction=True)  # all of one history

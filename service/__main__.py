@@ -32,6 +32,7 @@ from feedback.memory_store import MemoryStore
 from feedback.redis_store import RedisStore
 from feedback.spool import Spool, SpoolError
 from feedback.store import Store, StoreError, StoreUnfitError
+from service import store_command
 from service.app import Gateway, create_app
 from service.config import Settings, StoreSettings, load_settings
 from service.config_problems import ConfigError
@@ -60,6 +61,9 @@ class _Home:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 after a clean stop, 2 where the settings or the store are wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["store"]:
+        return store_command.main(arguments[1:])
     options = _options(arguments)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -65,7 +65,8 @@ class Server:
             time.sleep(0.01)
 
     def client(self, **options: Any) -> Any:
-        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, **options)
+        options = {"password": self.options.get("requirepass"), "socket_timeout": 5} | options
+        return redis.Redis(host="127.0.0.1", port=self.port, **options)
 
     def pause(self) -> None:
         assert self.process is not None

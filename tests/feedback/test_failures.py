@@ -76,10 +76,8 @@ class Gateway:
         self.answers[told] += 1
         return told
 
-    def ratings(self, scope: str) -> float:
-        """How many ratings the sums hold: every weight is a little under or over one, all nearly alike."""
-        state = self.learning.routes[scope].replica.state
-        return state.events - state.calls_events if hasattr(state, "calls_events") else state.rated
+    def ratings(self, scope: str) -> int:
+        return self.learning.routes[scope].replica.state.rated
 
     async def stop(self) -> None:
         self.loop.cancel()
@@ -92,7 +90,7 @@ class Fleet:
         self.gateways, self.scopes, self.given = gateways, scopes, Counter[str]()
 
     async def load(self, *, seconds: float, pause_s: float = 0.01, workers: int = 6) -> None:
-        """Callers who ask one gateway and rate at the next, as fast as the pause lets them."""
+        """Callers who ask one gateway and rate there or, by turns, at the next, as fast as the pause lets them."""
         end = time.monotonic() + seconds
 
         async def caller(number: int) -> None:
@@ -104,11 +102,11 @@ class Fleet:
 
         await asyncio.gather(*(caller(number) for number in range(workers)))
 
-    async def one(self, n: int, *, at: int | None = None) -> str:
+    async def one(self, n: int) -> str:
         scope, gateways = self.scopes[n % len(self.scopes)], self.gateways
         decision = gateways[n % len(gateways)].decide(scope)
         self.given[scope] += 1
-        return await gateways[(n + 1 if at is None else at) % len(gateways)].rate(decision, (n % 5) / 4)
+        return await gateways[(n + n // 3 % 2) % len(gateways)].rate(decision, (n % 5) / 4)
 
     async def settled(self, within_s: float = SETTLED_WITHIN_S) -> float:
         """Seconds until nothing waits anywhere and all hold the same."""
@@ -125,6 +123,10 @@ class Fleet:
         digests = {(route.scope, route.replica.state.digest()) for route in routes}
         counted = all(g.ratings(s) >= self.given[s] for g in self.gateways for s in self.scopes)
         return waiting == 0 and unwritten == 0 and len(digests) == len(self.scopes) and counted
+
+    def seeds(self) -> int:
+        routes = [route for g in self.gateways for route in g.learning.routes.values()]
+        return sum(route.replica.counters.seeds for route in routes)
 
     def hold_account(self) -> None:
         for scope in self.scopes:
@@ -143,7 +145,7 @@ async def fleet(
     gateways = [await Gateway(url, folder / f"gateway-{n}", names, timeout_s).start() for n in range(count)]
     running = Fleet(gateways, names)
     async with asyncio.timeout(SETTLED_WITHIN_S):
-        while not running.at_rest():
+        while not (running.at_rest() and running.seeds()):
             await asyncio.sleep(0.02)
     try:
         yield running
@@ -194,8 +196,7 @@ async def test_a_flushed_server_is_refilled_under_load(server_of: ServerOf, tmp_
         await load
         await running.settled()
         running.hold_account()
-        seeds = sum(r.replica.counters.seeds for g in running.gateways for r in g.learning.routes.values())
-        assert seeds == 2
+        assert running.seeds() == 2
 
 
 @pytest.mark.parametrize("harm", ["full", "read-only", "no copies left", "scripts forgotten"])
@@ -229,7 +230,7 @@ async def test_a_server_that_refuses_for_a_while(server_of: ServerOf, tmp_path: 
         await running.settled()
         running.hold_account()
         queued = sum(g.answers["queued"] for g in running.gateways)
-        assert queued == 0 if harm == "scripts forgotten" else queued > 0
+        assert queued > 0 or harm == "scripts forgotten"
 
 
 async def test_a_server_that_is_still_loading_is_waited_for(server_of: ServerOf, tmp_path: Path) -> None:
@@ -278,8 +279,8 @@ async def test_a_failover_with_stalled_replication_loses_writes_of_the_store_and
         await running.settled()
         link.mode = "stall"
         acknowledged = _acknowledged(running)
-        load = asyncio.create_task(running.load(seconds=4.0, pause_s=0.005))
-        while _acknowledged(running) - acknowledged < 300 and not load.done():
+        load = asyncio.create_task(running.load(seconds=6.0, pause_s=0.004))
+        while _acknowledged(running) - acknowledged < 500 and not load.done():
             await asyncio.sleep(0.02)
         primary.kill()
         acknowledged = _acknowledged(running)
@@ -362,15 +363,10 @@ async def test_sentinels_lead_to_the_new_primary(server_of: ServerOf, tmp_path: 
         url = f"redis+sentinel://127.0.0.1:{watcher.port}/ours"
         async with fleet(url, tmp_path) as running:
             await running.load(seconds=0.5)
-            primary.kill()
+            killed = next(server for server in (primary, copy) if server.port == _named(watcher))
+            killed.kill()
             load = asyncio.create_task(running.load(seconds=2.0))
-            client = watcher.client()
-            await asyncio.to_thread(
-                watcher.wait,
-                lambda: (
-                    client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "ours")[1] == b"%d" % copy.port
-                ),
-            )
+            await asyncio.to_thread(watcher.wait, lambda: _named(watcher) != killed.port)
             await load
             await running.settled()
             running.hold_account()
@@ -378,29 +374,24 @@ async def test_sentinels_lead_to_the_new_primary(server_of: ServerOf, tmp_path: 
         watcher.kill()
 
 
+def _named(watcher: Any) -> int:
+    return int(watcher.client().execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "ours")[1])
+
+
 def _sentinel(folder: Path, primary: Any) -> Any:
     """The server's own binary, watching."""
     watcher = type(primary)(folder / "sentinel", primary.binary)
     watcher.folder.mkdir()
-    config = watcher.folder / "sentinel.conf"
+    config, script = watcher.folder / "sentinel.conf", watcher.folder / "start"
     config.write_text(
         f"port {watcher.port}\nbind 127.0.0.1\ndir {watcher.folder}\nlogfile {watcher.folder}/log\n"
-        f"sentinel monitor ours 127.0.0.1 {primary.port} 1\nsentinel down-after-milliseconds ours 300\n"
-        "sentinel failover-timeout ours 2000\n"
+        f"sentinel monitor ours 127.0.0.1 {primary.port} 1\nsentinel down-after-milliseconds ours 1500\n"
+        "sentinel failover-timeout ours 5000\n"
     )
-    watcher.options = {}
-    watcher.binary = _Sentinel(primary.binary, config)
+    script.write_text(f'#!/bin/sh\nexec "{primary.binary}" "{config}" --sentinel\n')
+    script.chmod(0o700)
+    watcher.options, watcher.binary = {}, script
     return watcher.start()
-
-
-class _Sentinel(str):
-    """What starts a server with `--sentinel`: a path to a script of one line."""
-
-    def __new__(cls, binary: Path, config: Path) -> "_Sentinel":
-        script = config.with_name("start")
-        script.write_text(f'#!/bin/sh\nexec "{binary}" "{config}" --sentinel\n')
-        script.chmod(0o700)
-        return super().__new__(cls, str(script))
 
 
 async def _refusal(url: str) -> str:
@@ -416,7 +407,7 @@ async def _refusal(url: str) -> str:
 
 async def test_the_probe_refuses_in_one_sentence_what_can_never_do(server_of: ServerOf) -> None:
     server = server_of(requirepass="a-password")
-    client = server.client(password="a-password")
+    client = server.client()
     with_password = f"redis://:a-password@127.0.0.1:{server.port}"
     assert await _refusal(with_password) == "fit"
     assert "StoreUnfitError: it refuses the name or password" in await _refusal(server.url)
@@ -449,7 +440,7 @@ async def test_the_documented_permissions_are_enough(server_of: ServerOf, tmp_pa
         redis.Redis.from_url(url).flushall()
 
 
-ACL = "~lr:* +@read +@write +@scripting +@transaction +@connection +info -@dangerous +info"
+ACL = "~lr:* +@read +@write +@scripting +@transaction +@connection -@dangerous +info +time"
 
 
 async def test_a_node_of_a_cluster_is_refused_as_a_single_server(cluster: Any) -> None:
