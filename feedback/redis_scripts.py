@@ -90,6 +90,11 @@ end
 return 1
 """
 
+MARKS: Final = """
+-- KEYS  marks, meta: both of one moment, and so of one history
+return {redis.call('HGETALL', KEYS[1]), redis.call('HMGET', KEYS[2], 'seed', 'snapshot')}
+"""
+
 REPLACE: Final = """
 -- KEYS  snapshot, log, meta, marks
 -- ARGV  snapshot, token, the log's end as it was read, token that the marks begin after, ttl ms, field, value, ...

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from feedback.ledgers import RedisLedger
 from feedback.redis_client import Calls, RedisClient, unavailable
-from feedback.redis_scripts import APPEND, FEEDBACK, REPLACE, SEED, SNAPSHOT
+from feedback.redis_scripts import APPEND, FEEDBACK, MARKS, REPLACE, SEED, SNAPSHOT
 from feedback.store import (
     RATINGS_PER_DECISION,
     Answer,
@@ -112,11 +112,10 @@ class RedisStore:
             raise StoreUnfitError(
                 f"the server runs no scripts ({error}); allow EVAL, EVALSHA and Lua"
             ) from error
-        for transaction in (False, True):
-            pipeline = self._client.commands.pipeline(transaction=transaction)
-            pipeline.hgetall(f"{base}:b")
-            pipeline.hmget(f"{base}:b", "a", "b")
-            await self._client.attempt(pipeline.execute)
+        pipeline = self._client.commands.pipeline(transaction=False)
+        pipeline.hmget(f"{base}:b", "a", "b")
+        pipeline.xrange(f"{base}:c", count=1)
+        await self._client.attempt(pipeline.execute)
         await self._client.attempt(lambda: self._client.commands.xrevrange(f"{base}:c", count=1))
 
     async def close(self) -> None:
@@ -226,10 +225,8 @@ class RedisLog:
         return bool(await self._calls.run(REPLACE, keys, told))
 
     async def marks(self, before: str, limit: int) -> Marks:
-        pipeline = self._redis.pipeline(transaction=True)  # all of one history
-        pipeline.hgetall(self._marks)
-        pipeline.hmget(self._meta, "seed", "snapshot")
-        seeded, (seed, snapshot) = await self._calls.ask(pipeline.execute)
+        flat, (seed, snapshot) = await self._calls.run(MARKS, [self._marks, self._meta], [])
+        seeded = dict(zip(flat[::2], flat[1::2], strict=True))
         oldest, backwards = before, list[tuple[bytes, bytes]]()
         for _ in range(0, limit, MARKS_AT_A_TIME):
             if oldest.encode() in (seed, START_TOKEN):

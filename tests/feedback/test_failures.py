@@ -440,7 +440,7 @@ async def test_the_documented_permissions_are_enough(server_of: ServerOf, tmp_pa
         redis.Redis.from_url(url).flushall()
 
 
-ACL = "~lr:* +@read +@write +@scripting +@transaction +@connection -@dangerous +info +time"
+ACL = "~lr:* +@read +@write +@scripting +@connection -@dangerous +info +time"
 
 
 async def test_a_node_of_a_cluster_is_refused_as_a_single_server(cluster: Any) -> None:
