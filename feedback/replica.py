@@ -180,22 +180,17 @@ class Replica:
         self.state, self.posterior = state, state.posterior(self._model, self._reader)
 
     async def _answer_alarms(self) -> bool:
-        """Append the answers to alarms that this replica has not answered yet; True where it appended any."""
-        appended = False
+        """Append the answers to alarms that this replica has not answered within a minute; True where it appended any."""
+        now, appended = self._clock(), False
+        self._answered = {alarm: at for alarm, at in self._answered.items() if now - at < 60.0}
         for event in answers(self.state):
-            alarm, now = event.alarm or "", self._clock()
-            lately = sum(now - at < 60.0 for at in self._answered.values())
-            if alarm in self._answered or lately >= ANSWERS_PER_MINUTE:
+            alarm = event.alarm or ""
+            if alarm in self._answered or len(self._answered) >= ANSWERS_PER_MINUTE:
                 continue
-            if await self._log.append(encode_reset(event), once=f"alarm:{alarm}") is None:
-                continue
-            self._answered[alarm] = now
-            self.counters.alarms_answered += 1
-            appended = True
-        pending = {alarm.token for alarm in self.state.alarms}
-        self._answered = {
-            alarm: at for alarm, at in self._answered.items() if alarm in pending or self._clock() - at < 60.0
-        }
+            if await self._log.append(encode_reset(event), once=f"alarm:{alarm}") is not None:
+                self._answered[alarm] = now
+                self.counters.alarms_answered += 1
+                appended = True
         return appended
 
     async def _begin_log(self) -> History:

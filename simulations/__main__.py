@@ -1,21 +1,25 @@
-"""`python -m simulations demo | fleet | replay | bench | schedules`: the demo, its fleet left running, replays, measurements,
-and schedules of failures.
+"""`python -m simulations demo | fleet | replay | run | bench | schedules`: the demo, its fleet left running, replays,
+scenarios, measurements, and schedules of failures.
 """
 
 import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, demo, fleet
-from simulations.datasets import DatasetError, load
+from simulations import bench, bench_quality, demo, drift, fleet, pacing
+from simulations import run as scenario_run
+from simulations.contestants import CONTESTANTS
+from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.replay import CONTESTANTS, Plan, replay
+from simulations.pools import NO_PRIOR, RIVALS, Priors
+from simulations.replay import DEFAULT_POLICIES, Plan, replay
+from simulations.scenarios import SCENARIOS
 from simulations.schedules import run_schedules
 from simulations.tables import plain
 
@@ -46,10 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_fleet(commands.add_parser("fleet", help="leave recorded models and gateway running"))
     _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
+    _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
     _add_schedules(
         commands.add_parser("schedules", help="the gateways' own code through failures drawn from seeds")
     )
+    _add_drift(
+        commands.add_parser("drift", help="how rarely drift is seen in vain, and how soon when there is some")
+    )
+    _add_pacing(commands.add_parser("pacing", help="a budget held in orders of requests that mean it ill"))
     return parser
 
 
@@ -58,6 +67,30 @@ def _add_schedules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=_positive, default=300, metavar="N")
     parser.set_defaults(
         run=lambda options: run_schedules(range(options.first, options.first + options.count))
+    )
+
+
+def _add_pacing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", metavar="DIR", nargs="?", default="wheel", help='a folder, or "wheel" (default)'
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffled and the bursty order")
+    parser.set_defaults(run=lambda options: pacing.run(load(options.data), seed=options.seed))
+
+
+def _add_drift(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=_positive, default=100_000, metavar="N", help="of each steady world")
+    parser.add_argument("--runs", type=_positive, default=40, metavar="N", help="of each change")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="a Dask scheduler, for more cores than this machine has"
+    )
+    parser.set_defaults(
+        run=lambda options: drift.run(
+            drift.Plan(options.labels, options.runs, options.seed),
+            cluster=options.dask,
+            progress=sys.stderr.isatty(),
+        )
     )
 
 
@@ -93,7 +126,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         action="extend",
         choices=sorted(CONTESTANTS),
         metavar="NAME",
-        help=f"default: all of {', '.join(CONTESTANTS)}; each fixed model is always shown",
+        help=f"any of {', '.join(CONTESTANTS)}; default: {', '.join(DEFAULT_POLICIES)}; each fixed model is always shown",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
     parser.add_argument(
@@ -106,22 +139,104 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--floor", type=_share, default=0.02, help="cost: quality may lie so far below the best model's"
     )
-    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    _add_prior(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trace", type=_writable, metavar="FILE", help="CSV of every decision")
     parser.add_argument("--json", type=_writable, metavar="OUT", help="the result as one JSON object")
     parser.set_defaults(run=_run_replay)
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "scenario",
+        nargs="+",
+        choices=[scenario_run.ALL, *SCENARIOS],
+        metavar="SCENARIO",
+        help=f"{scenario_run.ALL}, or any of {', '.join(SCENARIOS)}",
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=["wheel"], metavar="DIR", help='folders, or "wheel" (default)'
+    )
+    parser.add_argument(
+        "--policy", nargs="+", choices=sorted(CONTESTANTS), metavar="NAME", help="default: all"
+    )
+    parser.add_argument("--objective", choices=OBJECTIVES, default="balanced")
+    parser.add_argument(
+        "--usd-per-quality", type=_worth, metavar="X", help="USD worth one full point of quality"
+    )
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="N")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
+    parser.add_argument("--report", type=Path, default=Path("scenario-report"), metavar="FOLDER")
+    _add_prior(parser)
+    _add_dask(parser)
+    parser.set_defaults(run=_run_scenarios)
+
+
+def _run_scenarios(options: argparse.Namespace) -> None:
+    plan = scenario_run.Plan(
+        scenarios=tuple(options.scenario),
+        contestants=tuple(options.policy or CONTESTANTS),
+        objective=options.objective,
+        usd_per_quality=options.usd_per_quality,
+        seeds=options.seeds,
+        limit=options.limit,
+        prior=options.prior,
+        priors=_priors(options.prior),
+        cluster=options.dask,
+        progress=sys.stderr.isatty(),
+    )
+    scenario_run.run([load(name) for name in options.data], plan, report=options.report)
+
+
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="DIR", nargs="*", default=["wheel"], help='folders, or "wheel" (default)'
+        "what",
+        metavar="quality | times | DIR",
+        nargs="*",
+        help='which tables (default: both), then folders of recorded outcomes, or "wheel" (default)',
     )
-    parser.add_argument("--orders", type=_positive, default=5, metavar="N")
-    parser.add_argument("--limit", type=_positive, default=3000, metavar="N")
-    parser.set_defaults(
-        run=lambda options: bench.run(options.data, orders=options.orders, limit=options.limit)
+    parser.add_argument("--seeds", "--orders", type=_positive, default=5, metavar="N")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
+    parser.add_argument("--part", nargs="+", choices=bench_quality.PARTS, default=bench_quality.PARTS)
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        choices=sorted(CONTESTANTS),
+        metavar="NAME",
+        default=RIVALS,
+        help=f"rivals; default: {', '.join(RIVALS)}",
     )
+    _add_prior(parser)
+    _add_dask(parser)
+    parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
+    parser.set_defaults(run=_run_bench)
+
+
+def _add_prior(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+
+
+def _add_dask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="of a Dask scheduler, e.g. tcp://host:8786; default: this machine"
+    )
+
+
+def _run_bench(options: argparse.Namespace) -> None:
+    tables, *data = options.what if options.what[:1] in (["quality"], ["times"]) else ["", *options.what]
+    if tables != "times":
+        plan = bench_quality.Plan(
+            seeds=options.seeds,
+            limit=options.limit,
+            rivals=tuple(options.policy),
+            parts=tuple(options.part),
+            prior=options.prior,
+            priors=_priors(options.prior),
+            cluster=options.dask,
+        )
+        bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
+    if tables != "quality":
+        bench.times()
 
 
 def _run_demo(options: argparse.Namespace) -> None:
@@ -158,7 +273,7 @@ Ctrl-C stops it; what it learned stays in {folder} for the next start."""
 
 def _run_replay(options: argparse.Namespace) -> None:
     plan = Plan(
-        policies=tuple(dict.fromkeys(options.policy or CONTESTANTS)),
+        policies=tuple(dict.fromkeys(options.policy or DEFAULT_POLICIES)),
         objective=options.objective,
         usd_per_quality=options.usd_per_quality,
         quality_floor=options.floor,
@@ -174,6 +289,13 @@ def _run_replay(options: argparse.Namespace) -> None:
         result.write_trace(options.trace)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _priors(where: str) -> Callable[[Sequence[Dataset]], Priors] | None:
+    """What gives the router's prior for each pool, under the name that the option has."""
+    if where == NO_PRIOR:
+        return None
+    return lambda datasets: {where: {data.name: _prior(where) for data in datasets}}
 
 
 def _prior(where: str) -> QualityPrior:

@@ -1,10 +1,15 @@
-"""Whom the router is compared with, as contestants on the same streams.
+"""Whom the router is compared with while it learns: bandits of one number per arm, on the same streams and candidates.
 
-Fixed models and the oracle need no play: their outcomes are columns of the recorded matrix (simulations.metrics).
+A rival maximises the utility that the goal gives to what it was told: its reward is quality, or quality - cost / X. It is
+made of a `Scorer`, which knows rewards and nothing else, and of the one player `Rival`, which takes the candidate with the
+highest score. Linear rivals are in simulations.linear, those from published packages in simulations.packages; what may
+look at everything beforehand is in simulations.hindsight.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -13,7 +18,13 @@ from bandit.policy import Thompson, Uniform
 from bandit.quality import Prediction, QualityPosterior, QualityPrior, SharedBaseline
 from bandit.statistics import RatingStatistics
 from bandit.types import Vector
-from simulations.stream import Contestant
+from simulations.learner import Contestant
+from simulations.metrics import Goal
+from simulations.player import Choice, Lesson, Request
+
+EXPECTED_REWARD: Final = (
+    0.7  # of an arm that was never tried: what the router's own prior expects of its quality
+)
 
 
 def router(objective: Objective, prior: QualityPrior) -> Contestant:
@@ -25,9 +36,83 @@ def random() -> Contestant:
     return Contestant("random", Uniform(), ContextFree(), learns=False)
 
 
-def context_free_thompson(objective: Objective) -> Contestant:
+def context_free_thompson(objective: Objective, scale: float = 0.3) -> Contestant:
     """Gaussian Thompson sampling on each arm's mean; contexts ignored."""
-    return Contestant("thompson-context-free", Thompson(objective), ContextFree())
+    return Contestant("thompson-context-free", Thompson(objective, scale=scale), ContextFree())
+
+
+class Scorer(Protocol):
+    """A bandit that sees rewards, whatever they are made of."""
+
+    def scores(self, x: Vector, arms: Sequence[str]) -> Vector:
+        """(K,) the highest is chosen. Called once a request, with those on offer."""
+        ...
+
+    def update(self, arm: str, x: Vector, reward: float) -> None: ...
+
+
+class Rival:
+    """Plays a scorer: its reward is the goal's utility of what the chosen arm was rated and cost."""
+
+    def __init__(self, scorer: Scorer, goal: Goal) -> None:
+        if goal.name == "cost":
+            raise ValueError(
+                "under the objective cost there is no reward of one number; rivals play quality or balanced"
+            )
+        self._scorer, self._goal = scorer, goal
+        self._seen: dict[int, Vector] = {}
+
+    def choose(self, request: Request) -> Choice:
+        self._seen[request.n] = request.context.x
+        names = [arm.name for arm in request.candidates]
+        return Choice(names[int(np.argmax(self._scorer.scores(request.context.x, names)))])
+
+    def learn(self, lesson: Lesson) -> None:
+        if lesson.quality is not None:
+            reward = self._goal.utility(np.array([lesson.quality]), np.array([lesson.cost_usd]))
+            self._scorer.update(lesson.arm, self._seen[lesson.n], float(reward[0]))
+
+
+class Means:
+    """Count and mean reward of each arm; contexts ignored."""
+
+    def __init__(self) -> None:
+        self.count: dict[str, int] = {}
+        self.mean: dict[str, float] = {}
+
+    def update(self, arm: str, x: Vector, reward: float) -> None:
+        n = self.count.get(arm, 0) + 1
+        self.count[arm] = n
+        self.mean[arm] = self.mean.get(arm, 0.0) + (reward - self.mean.get(arm, 0.0)) / n
+
+
+class EpsilonGreedy(Means):
+    """The best mean, after every arm was tried once; with probability epsilon any arm."""
+
+    def __init__(self, epsilon: float, rng: np.random.Generator) -> None:
+        super().__init__()
+        self._epsilon, self._rng = epsilon, rng
+
+    def scores(self, x: Vector, arms: Sequence[str]) -> Vector:
+        if self._rng.random() < self._epsilon:
+            return self._rng.random(len(arms))
+        return np.array([self.mean.get(arm, math.inf) for arm in arms])
+
+
+class UCB1(Means):
+    """mean + alpha sqrt(2 ln t / n_a), Auer et al. 2002 with alpha = 1; t counts rewards."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self._alpha = alpha
+
+    def scores(self, x: Vector, arms: Sequence[str]) -> Vector:
+        log_t = 2.0 * math.log(max(sum(self.count.values()), 1))
+        return np.array([self._bound(arm, log_t) for arm in arms])
+
+    def _bound(self, arm: str, log_t: float) -> float:
+        n = self.count.get(arm, 0)
+        return self.mean[arm] + self._alpha * math.sqrt(log_t / n) if n else math.inf
 
 
 @dataclass(frozen=True, slots=True)

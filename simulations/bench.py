@@ -1,5 +1,4 @@
-"""What `make bench` measures: the policy on recorded outcomes beside its rivals, and the parts of a decision beside the
-bare work that they cannot do without. Prints Markdown; BENCHMARKS.md holds a run of it.
+"""What `bench times` measures: the parts of a decision beside the bare work that they cannot do without. Prints Markdown.
 
 Times are medians over rounds in which the candidates take turns, with the 10th and 90th percentile beside them; ratios
 are medians of the ratios within a round, so that what else the machine is doing falls out.
@@ -24,8 +23,6 @@ from feedback.events import RATED, feedback_tail
 from feedback.learn import fold
 from feedback.records import DecisionPrefix
 from feedback.state import State
-from simulations.datasets import load
-from simulations.replay import Plan, replay
 
 ROUNDS: Final = 15
 CALLS_A_ROUND: Final = 400
@@ -45,35 +42,10 @@ class Timed:
     ratio: float
 
 
-def run(datasets: Sequence[str], *, orders: int, limit: int) -> None:
-    print("## Decision quality\n")
-    print(quality_table(datasets, Plan(orders=orders, limit=limit)))
+def times() -> None:
     with threadpool_limits(1):
-        print("\n## Microseconds\n")
+        print("## Microseconds\n")
         print(times_table())
-
-
-def quality_table(datasets: Sequence[str], plan: Plan) -> str:
-    """Gaps to the best fixed model in hindsight, in points of utility, router beside its cheap rivals."""
-    lines = [
-        "| data | objective | best fixed | oracle | router: gap ± se | last third | context-free Thompson: gap ± se | last third | random: gap |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    differences: list[float] = []
-    for where in datasets:
-        data = load(where)
-        for objective in ("quality", "balanced"):
-            report = replay(data, replace(plan, objective=objective)).to_json()
-            by_name = {policy["name"]: policy for policy in report["policies"]}
-            router, rival = by_name["router"], by_name["thompson-context-free"]
-            differences.append(router["gap_to_best_fixed"] - rival["gap_to_best_fixed"])
-            cells = [report["dataset"], objective, report["best_fixed"]["model"]]
-            cells += [f"{100 * (report['oracle']['utility'] - report['best_fixed']['utility']):+.1f}"]
-            cells += [*_gap(router), *_gap(rival), f"{100 * by_name['random']['gap_to_best_fixed']:+.1f}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    mean, se = 100 * np.mean(differences), 100 * np.std(differences) / max(len(differences) - 1, 1) ** 0.5
-    lines.append(f"\nRouter minus context-free Thompson, mean over the rows: {mean:+.2f} ± {se:.2f} points.")
-    return "\n".join(lines)
 
 
 def times_table() -> str:
@@ -83,11 +55,6 @@ def times_table() -> str:
             spread = f"{t.low_us:.1f} .. {t.high_us:.1f}"
             lines.append(f"| {t.name} | {t.median_us:.1f} | {spread} | {t.ratio:.2f} |")
     return "\n".join(lines)
-
-
-def _gap(policy: dict[str, float]) -> tuple[str, str]:
-    whole = f"{100 * policy['gap_to_best_fixed']:+.2f} ± {100 * policy['se']:.2f}"
-    return whole, f"{100 * policy['gap_last_third']:+.2f}"
 
 
 Candidate = tuple[str, Callable[[int], object]]

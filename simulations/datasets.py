@@ -5,8 +5,9 @@
     "wheel"    the data files inside the installed wheel paretobandit, read as data: none of its code is imported
 
 Tokens are the source's own counts. Where it has only costs but prices are known, an answer's tokens follow from them; where
-prices are unknown too, an arm is metered in nano-dollars (one "token" out is 10^-9 USD), so that its cost is learned from
-what the chosen arm was observed to cost and from nothing else.
+it has tokens and costs, each model's prices follow from those (a registry would know them); where prices cannot be known, an
+arm is metered in nano-dollars (one "token" out is 10^-9 USD), so that its cost is learned from what the chosen arm was
+observed to cost and from nothing else.
 """
 
 import csv
@@ -21,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from bandit.arms import Arm
 from bandit.features import estimate_tokens
@@ -36,6 +38,7 @@ WHEEL_PRICES: Final[Prices] = {
     "gemini-2.5-pro": (1.25, 10.0),
 }
 NANO_DOLLARS: Final = (0.0, 0.001)  # the price at which 10^9 tokens cost one dollar
+PRICES_FIT_WITHIN: Final = 0.01  # of a model's costs: how far fitted prices may be off in the mean
 NO_LIMIT_TOKENS: Final = 10**9
 
 
@@ -169,17 +172,40 @@ def _assemble(
 ) -> Dataset:
     rows = _rows(name, prompts)
     columns = {model: k for k, model in enumerate(dict.fromkeys(outcome.model for outcome in outcomes))}
+    cells = _cells(name, rows, outcomes)
+    checked = {key: _checked(name, outcome) for key, outcome in cells.items()}
+    prices = {**fitted_prices(cells.values()), **prices}
     if not all(model in prices for model in columns):
         prices = {}  # tokens of priced arms and nano-dollars of the others could not be pooled
     shape = (len(rows), len(columns))
     quality, cost = np.zeros(shape), np.zeros(shape)
     tokens_in, tokens_out = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for (prompt_id, model), outcome in _cells(name, rows, outcomes).items():
+    for (prompt_id, model), outcome in cells.items():
         cell = rows[prompt_id], columns[model]
-        quality[cell], cost[cell] = _checked(name, outcome)
+        quality[cell], cost[cell] = checked[prompt_id, model]
         tokens_in[cell], tokens_out[cell] = _tokens(outcome, prompts[cell[0]].text, prices.get(model))
     arms = tuple(Arm(model, *prices.get(model, NANO_DOLLARS), NO_LIMIT_TOKENS) for model in columns)
     return Dataset(name, tuple(prompts), arms, quality, cost, tokens_in, tokens_out, responses or {})
+
+
+def fitted_prices(outcomes: Iterable[_Outcome]) -> Prices:
+    """By non-negative least squares of cost = price_in x tokens_in + price_out x tokens_out, for each model whose tokens are
+    all known and whose costs that explains within PRICES_FIT_WITHIN; the others are left out.
+    """
+    by_model: dict[str, list[_Outcome]] = {}
+    for outcome in outcomes:
+        by_model.setdefault(outcome.model, []).append(outcome)
+    prices: dict[str, tuple[float, float]] = {}
+    for model, of_model in by_model.items():
+        counted = [(o.tokens_in, o.tokens_out) for o in of_model if None not in (o.tokens_in, o.tokens_out)]
+        if len(counted) < len(of_model):
+            continue
+        tokens = np.array(counted, dtype=np.float64)
+        micro_usd = 1e6 * np.array([o.cost_usd for o in of_model], dtype=np.float64)
+        price, _ = nnls(tokens, micro_usd)
+        if np.abs(tokens @ price - micro_usd).sum() <= PRICES_FIT_WITHIN * micro_usd.sum():
+            prices[model] = (float(f"{price[0]:.9g}"), float(f"{price[1]:.9g}"))  # 15, not 14.999999999999998
+    return prices
 
 
 def _rows(name: str, prompts: Sequence[RecordedPrompt]) -> dict[str, int]:

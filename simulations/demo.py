@@ -24,7 +24,8 @@ from tqdm import tqdm
 from simulations.datasets import Dataset, load, take
 from simulations.fleet import Plan, running, usd_per_quality
 from simulations.metrics import Goal, best_fixed, goal_for, oracle, static_mix
-from simulations.pictures import Course, draw_courses, write_page
+from simulations.page import Section, write_page
+from simulations.pictures import Course, draw_courses
 from simulations.tables import Row, as_html, as_text
 
 AT_A_TIME: Final = 16
@@ -211,9 +212,15 @@ def _write_report(
     write_page(
         report / "index.html",
         title=title,
-        table_html=as_html(table, names),
-        png=png,
-        notes=[*notes, f"Best fixed model in hindsight: {best}."],
+        sections=[
+            Section(
+                "",
+                as_html(table, names),
+                png,
+                alt="Three panels over the requests: the share of each model, cumulative regret, cumulative cost in USD",
+                notes=[*notes, f"Best fixed model in hindsight: {best}."],
+            )
+        ],
     )
     figures = [row.as_dict(names) for row in table]
     (report / "demo.json").write_text(json.dumps({"goal": goal.usd_per_quality, "rows": figures}, indent=2))

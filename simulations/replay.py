@@ -3,23 +3,18 @@ included. The result is one JSON object (`Result.to_json`), and with a trace any
 """
 
 import csv
-import os
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from bandit.quality import QualityPrior
-from simulations import baselines
+from simulations.contestants import CONTESTANTS, Pool
 from simulations.datasets import Dataset, take
+from simulations.grid import run_tasks
 from simulations.metrics import (
     Floats,
     Goal,
@@ -30,20 +25,17 @@ from simulations.metrics import (
     shares,
     static_mix,
 )
-from simulations.stream import Contestant, play
+from simulations.stream import play
+from simulations.world import Facts, contexts_of, recorded_world
 
-CONTESTANTS: dict[str, Callable[[Goal, QualityPrior], Contestant]] = {
-    "router": lambda goal, prior: baselines.router(goal.objective(), prior),
-    "thompson-context-free": lambda goal, _: baselines.context_free_thompson(goal.objective()),
-    "random": lambda _goal, _prior: baselines.random(),
-}
+DEFAULT_POLICIES = ("router", "thompson-context-free", "random")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to replay: names of policies, how many random orders of at most `limit` prompts, and the goal."""
 
-    policies: tuple[str, ...] = tuple(CONTESTANTS)
+    policies: tuple[str, ...] = DEFAULT_POLICIES
     objective: str = "balanced"
     usd_per_quality: float | None = None
     quality_floor: float = 0.02
@@ -55,7 +47,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Played:
-    """One policy over one order: row, chosen arm and propensity of each step (n,); median decision time."""
+    """One policy over one order: row, chosen arm and propensity (NaN where it knows none) of each step (n,); median
+    time of a choice.
+    """
 
     policy: str
     order: int
@@ -190,43 +184,28 @@ def replay(dataset: Dataset, plan: Plan, *, progress: bool = False) -> Result:
     data = take(dataset, np.arange(min(plan.limit, len(dataset.prompts))))
     goal = goal_for(data, plan.objective, plan.usd_per_quality, plan.quality_floor)
     tasks = [(name, order) for order in range(plan.orders) for name in plan.policies]
-    with ProcessPoolExecutor(
-        min(len(tasks), os.cpu_count() or 1),
-        mp_context=get_context("spawn"),
-        initializer=_begin,
-        initargs=(data, goal, plan),
-    ) as pool:
-        played: Iterable[Played] = pool.map(_play_one, tasks)
-        done = tqdm(played, total=len(tasks), desc=data.name, unit="stream", disable=not progress)
-        return Result(data, goal, plan, tuple(done))
+    shared = (replace(data, responses={}), goal, plan)
+    played = dict(run_tasks(_play_one, tasks, shared, title=data.name, progress=progress))
+    return Result(data, goal, plan, tuple(played[task] for task in tasks))
 
 
-_shared: tuple[Dataset, Goal, Plan] | None = None  # what a worker process was started with
-
-
-def _begin(data: Dataset, goal: Goal, plan: Plan) -> None:
-    global _shared  # noqa: PLW0603 - a process pool hands its workers their data this way
-    threadpool_limits(1)
-    _shared = (data, goal, plan)
-
-
-def _play_one(task: tuple[str, int]) -> Played:
-    assert _shared is not None
-    (data, goal, plan), (name, order) = _shared, task
-    return play_policy(data, goal, plan, name, order)
-
-
-def play_policy(data: Dataset, goal: Goal, plan: Plan, name: str, order: int) -> Played:
-    rows = _orders(len(data.prompts), plan)[order]
-    contestant = CONTESTANTS[name](goal, plan.prior)
-    steps = list(play(data, rows, contestant, stream=f"{plan.seed}:{order}", clock=time.perf_counter_ns))
+def _play_one(shared: tuple[Dataset, Goal, Plan], task: tuple[str, int]) -> Played:
+    (data, goal, plan), (name, order) = shared, task
+    rows, entry, features = _orders(len(data.prompts), plan)[order], CONTESTANTS[name], Facts()
+    pool = Pool(data.name, f"{plan.seed}:{order}", features, plan.prior)
+    player = entry.build(goal, pool, entry.default)
+    vectors = None if entry.vectors is None else entry.vectors(data)
+    steps = list(
+        play(recorded_world(data, rows), contexts_of(data.prompts, features), player, vectors=vectors)
+    )
+    propensities = [step.choice.propensity for step in steps]
     return Played(
         policy=name,
         order=order,
         rows=rows,
-        chosen=np.array([data.column(step.decision.arm.name) for step in steps]),
-        propensity=np.array([step.decision.propensity for step in steps]),
-        decision_us_p50=float(np.median([step.decision_ns for step in steps])) / 1e3,
+        chosen=np.array([data.column(step.choice.arm) for step in steps]),
+        propensity=np.array([np.nan if p is None else p for p in propensities]),
+        decision_us_p50=float(np.median([step.choice_ns for step in steps])) / 1e3,
     )
 
 

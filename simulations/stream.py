@@ -1,104 +1,86 @@
-"""One stream of recorded requests, played by one contestant: the only loop over requests in these simulations.
+"""The only loop over requests in these simulations: a world, played by one contestant.
 
-The network is replaced by the recorded matrix; everything else is what the service runs: `decide` on a posterior,
-`learn` on the events that the chosen arm's outcome makes. A contestant sees only the outcome of the arm it chose, and
-no cost before it has chosen.
+The network is replaced by the recorded matrix. A contestant sees only the outcome of the arm it chose, as its raters tell
+it and when they do, and no cost before it has chosen.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bandit.decide import Decision, decide
-from bandit.features import DIMENSION, TAG, Prompt, context_of
-from bandit.policy import Policy
-from bandit.quality import QualityModel
-from bandit.statistics import CallStatistics
-from bandit.types import Context
-from feedback.alarms import answers
-from feedback.events import Called, Event, Rated
-from feedback.learn import learn
-from feedback.records import policy_tag, prefix_of
-from feedback.state import State
-from simulations.datasets import Dataset, RecordedPrompt
+from bandit.types import Context, Matrix
+from simulations.player import Choice, Lesson, Player, Request
+from simulations.world import World
 
-SECONDS_BETWEEN_REQUESTS = 1.0
-WORKER = "simulation"
-
-
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """A named policy with the quality model that it decides on; learns: fold outcomes in, or stay as it began."""
-
-    name: str
-    policy: Policy
-    model: QualityModel
-    learns: bool = True
+USAGE: Final = "usage"  # the source of a lesson that tells only what a call took
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One request: row of the dataset, the decision and how long it took, what the chosen arm was recorded to do."""
+    """Request n: row of the dataset, what was chosen and how long that took, what the answer was truly worth."""
 
+    n: int
     row: int
-    decision: Decision
-    decision_ns: int
+    choice: Choice
+    choice_ns: int
     quality: float
     cost_usd: float
 
 
 def play(
-    dataset: Dataset,
-    rows: Sequence[int] | NDArray[np.int64],
-    contestant: Contestant,
+    world: World,
+    contexts: Sequence[Context],
+    player: Player,
     *,
-    stream: str,
+    vectors: Matrix | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Iterator[Step]:
-    """Steps over the dataset's rows in that order, cold start. `stream` names it: decision ids derive from it."""
-    state = State(TAG, DIMENSION)
-    posterior = state.posterior(contestant.model)
-    tag = policy_tag(contestant)
-    for n, row in enumerate(rows):
-        context = context_of_prompt(dataset.prompts[row])
-        started = clock()
-        decision = decide(contestant.policy, posterior, context, dataset.arms, f"{stream}:{n}")
-        step = observe(dataset, int(row), decision, decision_ns=clock() - started)
-        yield step
-        if contestant.learns:
-            for event in events_of(dataset, step, sequence=n, policy=tag):
-                state = learn(state, event)
-            for answer in answers(state):
-                state = learn(state, answer)
-            posterior = state.posterior(contestant.model)
+    """The player's steps through the world. contexts (and vectors, where it asks for foreign ones): by dataset row."""
+    columns = {name: k for k, name in enumerate(world.arms)}
+    due: defaultdict[int, list[Lesson]] = defaultdict(
+        list
+    )  # position after which a lesson is told -> lessons
+    for phase in world.phases:
+        for n in range(phase.start, phase.stop):
+            row = int(world.rows[n])
+            vector = None if vectors is None else vectors[row]
+            request = Request(n, row, contexts[row], phase.candidates, vector)
+            started = clock()
+            choice = player.choose(request)
+            took = clock() - started
+            if all(choice.arm != arm.name for arm in phase.candidates):
+                raise ValueError(f"request {n}: {choice.arm!r} was chosen and is not on offer")
+            k = columns[choice.arm]
+            yield Step(n, row, choice, took, float(world.quality[n, k]), float(world.cost_usd[n, k]))
+            for later, lesson in _lessons(world, n, k):
+                due[later].append(lesson)
+            for lesson in due.pop(n, ()):
+                player.learn(lesson)
 
 
-@lru_cache(maxsize=1 << 16)
-def context_of_prompt(prompt: RecordedPrompt) -> Context:
-    return context_of(Prompt(user=prompt.text, chars=len(prompt.text), tools=prompt.tools))
+def _lessons(world: World, n: int, k: int) -> list[tuple[int, Lesson]]:
+    """(after which request, lesson): the first at once, whether anybody has rated by then or not."""
 
+    def lesson(quality: float | None, source: str) -> Lesson:
+        return Lesson(
+            n=n,
+            row=int(world.rows[n]),
+            arm=world.arms[k],
+            quality=quality,
+            cost_usd=float(world.cost_usd[n, k]),
+            tokens_in=int(world.tokens_in[n, k]),
+            tokens_out=int(world.tokens_out[n, k]),
+            source=source,
+        )
 
-def observe(dataset: Dataset, row: int, decision: Decision, *, decision_ns: int = 0) -> Step:
-    column = dataset.column(decision.arm.name)
-    quality, cost_usd = float(dataset.quality[row, column]), float(dataset.cost_usd[row, column])
-    return Step(row, decision, decision_ns, quality, cost_usd)
-
-
-def events_of(dataset: Dataset, step: Step, *, sequence: int, policy: bytes) -> tuple[Event, ...]:
-    """What the gateway's log would hold after this request: its tokens, then its rating."""
-    decision, column = step.decision, dataset.column(step.decision.arm.name)
-    calls = CallStatistics(
-        calls=1,
-        tokens_in=int(dataset.tokens_in[step.row, column]),
-        tokens_in_estimated=decision.context.needs.tokens_in,
-        tokens_out=int(dataset.tokens_out[step.row, column]),
-    )
-    prefix = prefix_of(decision, decided_at=sequence * SECONDS_BETWEEN_REQUESTS, policy=policy)
-    return (
-        Called(WORKER, sequence, {decision.arm.name: calls}),
-        Rated(prefix, "recorded", step.quality),
-    )
+    rated = [
+        (n + int(channel.delay[n]), lesson(float(channel.told[n, k]), channel.source))
+        for channel in world.channels
+        if not np.isnan(channel.told[n, k])
+    ]
+    at_once = any(later == n for later, _ in rated)
+    return rated if at_once else [(n, lesson(None, USAGE)), *rated]

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from typing import ClassVar
 
@@ -22,8 +23,10 @@ from service.pipeline import Shell
 from service.routes import quality_models
 from simulations import baselines
 from simulations.datasets import Dataset, RecordedPrompt
+from simulations.learner import SECONDS_BETWEEN_REQUESTS, Learner
 from simulations.metrics import Goal
-from simulations.stream import SECONDS_BETWEEN_REQUESTS, play
+from simulations.stream import play
+from simulations.world import Facts, contexts_of, recorded_world
 
 CONFIG = """
 models:
@@ -93,9 +96,26 @@ class Reply:
         return self.body
 
 
-@pytest.mark.parametrize("objective", ["balanced", "quality", "cost"])
-async def test_same_decisions(objective, tmp_path):
-    dataset, steps, secret = recorded(), count(), b"s" * 32
+def failing(n: int = 300, start: int = 150) -> Dataset:
+    """The model that quality prefers fails silently from some prompt on."""
+    dataset = recorded(n)
+    quality = dataset.quality.copy()
+    quality[start:, 2] = np.maximum(quality[start:, 2] - 0.7, 0)
+    return replace(dataset, quality=quality)
+
+
+@pytest.mark.parametrize(
+    ("objective", "dataset", "resets"),
+    [
+        ("balanced", recorded(), 0),
+        ("quality", recorded(), 0),
+        ("cost", recorded(), 0),
+        ("quality", failing(), 1),
+    ],
+    ids=["balanced", "quality", "cost", "quality, and a model fails"],
+)
+async def test_same_decisions(objective, dataset, resets, tmp_path):
+    steps, secret = count(), b"s" * 32
     now = {"s": 0.0}
     settings = parse_settings(
         CONFIG.replace("OBJECTIVE", objective), source="t.yaml", folder=tmp_path, environ={}
@@ -116,14 +136,10 @@ async def test_same_decisions(objective, tmp_path):
     app = create_app(settings, learning, shell, background=False)
     await learning.start()
     goal = Goal(objective, 0.05, 0.02)
-    simulated = list(
-        play(
-            dataset,
-            range(len(dataset.prompts)),
-            baselines.router(goal.objective(), QualityPrior()),
-            stream="stream",
-        )
-    )
+    features = Facts()
+    router = Learner(baselines.router(goal.objective(), QualityPrior()), features, stream="stream")
+    world = recorded_world(dataset, range(len(dataset.prompts)))
+    simulated = list(play(world, contexts_of(dataset.prompts, features), router))
 
     route = learning.routes["default.auto"]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://g.test") as client:
@@ -133,18 +149,21 @@ async def test_same_decisions(objective, tmp_path):
             response = await client.post(
                 "/v1/chat/completions", json={"model": "auto", "messages": [message]}
             )
-            assert response.json()["model"] == step.decision.arm.name, f"step {step.row}"
+            assert response.json()["model"] == step.choice.decision.arm.name, f"step {step.row}"
             decision_id = response.headers["x-router-decision-id"]
             await learning.tick()
             record = route.recorder.record_of(decision_id)
             assert record is not None
             explanation = json.loads(record[int.from_bytes(record[2:4], "little") :])
-            assert [p for _, p, *_ in explanation["candidates"]] == step.decision.probabilities.tolist()
+            assert [
+                p for _, p, *_ in explanation["candidates"]
+            ] == step.choice.decision.probabilities.tolist()
             await rate(route, decision_id, step.quality, record)
             await learning.tick()
-    assert len({step.decision.arm.name for step in simulated}) > 1, (
+    assert len({step.choice.decision.arm.name for step in simulated}) > 1, (
         "a stream on which nothing was chosen proves nothing"
     )
+    assert len(route.replica.state.cuts) == resets, "a drift that was not seen proves nothing"
     await learning.close()
 
 

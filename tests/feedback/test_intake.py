@@ -24,7 +24,7 @@ from feedback.records import DecisionPrefix, encode_record
 from feedback.redis_store import RedisStore
 from feedback.replica import SNAPSHOT_S, TOKENS_REMEMBERED, History
 from feedback.spool import DEAD_LETTERS, Spool, to_disk
-from feedback.state import START
+from feedback.state import HALF_LIFE_S, START
 from feedback.store import Answer, Log, Store, StoreError
 
 Faulty = Callable[[Log], Any]
@@ -110,9 +110,11 @@ class Gateway:
             await self.learning.tick()
 
     def ratings(self) -> tuple[float, float]:
-        """Their number, and their sum."""
-        sums = self.replica.state.ratings_per_arm().values()
-        return round(sum(s.n for s in sums), 9), round(sum(s.xr[0] for s in sums), 9)
+        """Their number, and their sum, ages counted back from the newest decision itself."""
+        state = self.replica.state
+        young = 2.0 ** ((state.read_at() - state.as_of) / HALF_LIFE_S)
+        sums = state.ratings_per_arm().values()
+        return round(young * sum(s.n for s in sums), 9), round(young * sum(s.xr[0] for s in sums), 9)
 
     def dead(self) -> list[dict[str, Any]]:
         path = self.folder / DEAD_LETTERS
@@ -804,3 +806,50 @@ async def test_a_value_given_right_after_a_failover_is_not_overwritten_by_an_old
     assert await gateway.rate(decision_id, 1.0, "second") is QUEUED
     await gateway.tick(2)
     assert gateway.ratings() == (1.0, 1.0)
+
+
+# ---- withdrawals
+
+
+async def withdraw(gateway: Gateway, decision_id: str, key: str) -> Answer | None:
+    (answer,) = await gateway.intake.give(decision_id, [Value("rating", RATED, "user", None, key)])
+    return answer
+
+
+async def test_a_withdrawal_waits_on_disk_while_the_store_is_away_and_counts_once(gateway: Gateway) -> None:
+    decision_id, other = gateway.decide(), gateway.decide()
+    assert await gateway.rate(decision_id, 0.5) is Answer.APPLIED
+    assert await gateway.rate(other, 1.0) is Answer.APPLIED
+    gateway.store.away = True
+    assert await withdraw(gateway, decision_id, "undo") is QUEUED
+    gateway.store.away = False
+    await gateway.tick(2)
+    assert gateway.ratings() == (1.0, 1.0)
+    assert (await withdraw(gateway, decision_id, "undo"), gateway.intake.queued) == (DUPLICATE, 0)
+    await gateway.tick(2)
+    assert gateway.ratings() == (1.0, 1.0)
+
+
+async def test_a_withdrawal_stays_behind_the_rating_that_it_takes_back(gateway: Gateway) -> None:
+    """Both queued: in the order given they leave nothing; the other way round the rating would stay."""
+    decision_id = gateway.decide()
+    gateway.store.away = True
+    assert await gateway.rate(decision_id, 0.5) is QUEUED
+    assert await withdraw(gateway, decision_id, "undo") is QUEUED
+    gateway.store.away = False
+    await gateway.tick(3)
+    assert gateway.ratings() == (0.0, 0.0)
+    assert gateway.dead() == []
+
+
+async def test_a_queued_withdrawal_of_nothing_ends_in_the_dead_letters_with_its_reason(
+    gateway: Gateway,
+) -> None:
+    decision_id = gateway.decide()
+    await gateway.tick()
+    gateway.store.away = True
+    assert await withdraw(gateway, decision_id, "undo") is QUEUED
+    gateway.store.away = False
+    await gateway.tick(2)
+    assert gateway.intake.queued == 0
+    assert ["nothing to withdraw" in str(letter) for letter in gateway.dead()] == [True]

@@ -89,3 +89,34 @@ async def test_only_a_store_that_is_gone_is_revived(tmp_path: Path, error: Store
     assert len(calls) == revived
     assert away.store_error == str(error)
     await away.close()
+
+
+async def test_an_operators_reset_is_done_once_by_its_key(tmp_path: Path) -> None:
+    both = await learning(tmp_path, "nothing", StoreError("never"))
+    await both.start()
+    assert await both.reset("t.well", "small", factor=0.5, key="incident 7")
+    assert await both.reset("t.well", "small", factor=0.1, key="incident 7")
+    assert await both.reset("t.well", "small", source="user", factor=0.0, key="incident 8")
+    await both.tick()
+    cuts = both.routes["t.well"].replica.state.cuts
+    assert [(cut.arm, cut.source, cut.factor, cut.cause) for cut in cuts] == [
+        ("small", None, 0.5, "operator"),
+        ("small", "user", 0.0, "operator"),
+    ]
+    with pytest.raises(ValueError, match="a share from 0 to 1"):
+        await both.reset("t.well", "small", factor=2.0, key="incident 9")
+    await both.close()
+
+
+async def test_operators_read_of_a_reset_in_one_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = await learning(tmp_path, "nothing", StoreError("never"))
+    await both.start()
+    await both.reset("t.well", "small", factor=0.02, key="incident 7")
+    await both.tick()
+    await both.tick()
+    assert [record.message for record in caplog.records] == [
+        "t.well: 2 % is kept of what was learned of small by all sources (operator)"
+    ]
+    await both.close()

@@ -20,12 +20,22 @@ from bandit.policy import Thompson
 from bandit.quality import SharedBaseline
 from bandit.statistics import CallStatistics
 from bandit.types import Context, Needs
-from feedback.events import RATED
+from feedback.alarms import RESET_FACTOR, answers
+from feedback.cuts import Alarm
+from feedback.events import RATED, JudgeDrift, Reset, decode, encode_reset
 from feedback.learn import fold
 from feedback.memory_store import MemoryLog
 from feedback.records import DecisionPrefix, encode_record
 from feedback.redis_store import RedisStore
-from feedback.replica import BATCH, SNAPSHOT_EVENTS, SNAPSHOT_S, History, Replica, catch_up
+from feedback.replica import (
+    ANSWERS_PER_MINUTE,
+    BATCH,
+    SNAPSHOT_EVENTS,
+    SNAPSHOT_S,
+    History,
+    Replica,
+    catch_up,
+)
 from feedback.state import START, State
 from feedback.store import Feedback, Log, StoreError, position
 
@@ -528,3 +538,144 @@ async def test_a_replica_that_knows_nothing_begins_a_log_when_nobody_else_has(ro
     route.clock.now += 3.1
     assert await fresh.poll() is History.SEEDED
     assert (await route.log.read(START, 1)).last is not None
+
+
+# ---- drift
+
+
+async def quiet(call: str) -> None:
+    """The store is well again."""
+
+
+QUALITIES = ((0.7, 300), (0.3, 150))  # what the arm's ratings were, and what they became
+
+
+async def rate_small(route: Route, quality: float, count: int) -> None:
+    """Ratings of one arm as its posterior expected them at 0.7, all of them with the same features."""
+    x = np.eye(1, DIMENSION)[0]
+    for n in range(route.given, route.given + count):
+        rating = float(np.clip(np.random.default_rng(n).normal(quality, 0.15), 0, 1))
+        prefix = DecisionPrefix("small", x, NOW, 0.5, TAG, b"policy!!", quality_mean=0.7, quality_sd=0.2)
+        feedback = Feedback(f"d-{n}", RATED, "user", rating, bytes(8), encode_record(prefix, {}))
+        await route.log.give_feedback(feedback)
+    route.given += count
+
+
+async def resets(route: Route) -> list[Reset]:
+    entries = (await route.log.read(START, 10_000)).entries
+    return [event for entry in entries if isinstance(event := decode(entry.data), Reset)]
+
+
+async def drifted(route: Route) -> None:
+    for quality, count in QUALITIES:
+        await rate_small(route, quality, count)
+
+
+async def test_an_alarm_is_answered_by_ten_replicas_and_happens_once(route: Route) -> None:
+    replicas = [await route.running() for _ in range(10)]
+    await drifted(route)
+    assert set(await asyncio.gather(*(replica.poll() for replica in replicas))) == {History.CONTINUED}
+    await asyncio.gather(*(replica.poll() for replica in replicas))
+    (reset,) = await resets(route)
+    assert (reset.arm, reset.cause, reset.factor) == ("small", "drift", RESET_FACTOR)
+    assert len({replica.state.digest() for replica in replicas}) == 1
+    state = replicas[0].state
+    assert (state.alarms, len(state.cuts), state.skipped) == ((), 1, 0)
+    assert state.digest() == (await route.replayed()).digest()
+
+
+async def test_one_poll_reads_the_alarm_answers_it_and_reads_the_answer(route: Route) -> None:
+    """So that the next decision is made after the reset, as in a simulation."""
+    replica = await route.running()
+    await drifted(route)
+    assert await replica.poll() is History.CONTINUED
+    assert (replica.state.alarms, len(replica.state.cuts)) == ((), 1)
+    assert replica.counters.alarms_answered == 1
+
+
+async def test_an_answer_that_a_failover_took_back_is_given_again(route: Route) -> None:
+    replica = await route.running()
+    await drifted(route)
+    saved = await route.saved()
+    await replica.poll()
+    await route.back_to(saved)
+    assert await replica.poll() is History.REPLACED
+    await replica.poll()
+    assert len(await resets(route)) == 1
+    assert replica.state.alarms == ()
+    assert replica.state.digest() == (await route.replayed()).digest()
+
+
+async def test_a_store_that_takes_no_answer_is_asked_again_and_learning_goes_on(
+    route: Route, faulty: Callable[[Log], Any]
+) -> None:
+    log = faulty(route.log)
+    replica = Replica(log, SharedBaseline(), clock=route.clock)
+    await catch_up(replica)
+    await drifted(route)
+
+    async def refuse(call: str) -> None:
+        if call == "append":
+            raise StoreError("OOM")
+
+    log.before = refuse
+    with pytest.raises(StoreError, match="OOM"):
+        await replica.poll()
+    assert len(replica.state.alarms) == 1
+    assert replica.state.rated == sum(count for _, count in QUALITIES)
+    log.before = quiet
+    await replica.poll()
+    assert (replica.state.alarms, len(await resets(route))) == ((), 1)
+
+
+async def test_so_many_alarms_a_minute_are_answered_and_no_more(route: Route) -> None:
+    """Whatever goes wrong: the others wait for the minute to pass."""
+    replica = await route.running()
+    alarms = tuple(Alarm(f"arm-{n}", f"judge:{n}", "drop", f"{n}-0:x") for n in range(2 * ANSWERS_PER_MINUTE))
+    replica.state = replace(replica.state, alarms=alarms)
+    await replica._answer_alarms()
+    assert len(await resets(route)) == ANSWERS_PER_MINUTE
+    await replica._answer_alarms()
+    assert len(await resets(route)) == ANSWERS_PER_MINUTE
+    route.clock.now += 61.0
+    replica.state = replace(replica.state, alarms=alarms[ANSWERS_PER_MINUTE:])  # as the log leaves them
+    await replica._answer_alarms()
+    assert {reset.arm for reset in await resets(route)} == {alarm.arm for alarm in alarms}
+
+
+async def test_an_arm_without_new_ratings_keeps_the_object_it_is_read_by(route: Route) -> None:
+    replica = await route.running()
+    await route.rate(3)
+    await replica.poll()
+    reader = replica._reader
+    before = replica.state.ratings_per_arm(reader)
+    await rate_small(route, 0.5, 1)
+    await replica.poll()
+    after = replica.state.ratings_per_arm(reader)
+    assert [arm for arm in before if after[arm] is before[arm]] == [
+        arm.name for arm in ARMS if arm.name != "small"
+    ]
+
+
+async def test_an_answer_that_was_lost_with_the_whole_store_is_given_again(route: Route) -> None:
+    """Appended, and gone with everything else before anybody read it: the seed holds the alarm still."""
+    replica = await route.running()
+    await drifted(route)
+    answered = await pending(route, replica)
+    assert await route.log.append(encode_reset(answered), once=f"alarm:{answered.alarm}")
+    replica._answered[str(answered.alarm)] = route.clock.now
+    await route.back_to({})
+    assert await replica.poll() is History.SEEDED
+    await replica.poll()
+    assert len(replica.state.alarms) == 1
+    route.clock.now += 61.0
+    await replica.poll()
+    assert (replica.state.alarms, len(await resets(route))) == ((), 1)
+
+
+async def pending(route: Route, replica: Replica) -> Reset | JudgeDrift:
+    """What the alarm that the replica is about to read is to be answered with; it has read up to the alarm, not further."""
+    state = await route.replayed()
+    replica._adopt(state)
+    (event,) = answers(state)
+    return event

@@ -505,7 +505,7 @@ async def test_a_decision_takes_so_many_feedbacks_and_no_more(log: Log, sources:
 async def test_a_withdrawal_takes_back_what_counts_now_and_says_where_it_was_first_given(log: Log) -> None:
     await log.put_decisions({"d": RECORD})
     first = await log.give_feedback(rating(0.25, "a"))
-    other = await log.give_feedback(rating(1.0, "o", source="judge:x"))
+    other = await log.give_feedback(rating(1.0, "j", source="judge:x"))
     assert await given(log, rating(0.75, "b"), rating(None, "c")) == [Answer.REVISED, Answer.WITHDRAWN]
     events = [decode(entry.data) for entry in await entries(log)]
     revised, withdrawn = events[2:]

@@ -533,6 +533,67 @@ async def test_a_refused_value_does_not_hide_what_became_of_the_others(gateway):
     assert "rating: applied" in response.json()["error"]["message"]
 
 
+async def test_a_rating_is_taken_back_and_counts_as_never_given(gateway):
+    decision_id = (await gateway.ask()).json()["id"]
+    bare = decision_id.removeprefix("chatcmpl-")
+    given = {"decision_id": decision_id, "rating": 0.25, "judge_score": 0.5}
+    assert (await gateway.client.post("/feedback", json=given)).status_code == 202
+    response = await gateway.client.delete(f"/feedback/{decision_id}")
+    assert response.status_code == 202
+    assert response.json() == {
+        "decision_id": bare,
+        "status": "withdrawn",
+        "results": {"rating": "withdrawn"},
+    }
+    await gateway.learning.tick()
+    state = gateway.learning.routes["default.auto"].replica.state
+    ratings = {source: s.n for (_, source), s in state.ratings.items()}
+    assert ratings["user"] == pytest.approx(0, abs=1e-12)
+    assert ratings["judge:judge"] > 0.5
+    ready = (await gateway.client.get("/readyz")).json()["routes"]["default.auto"]
+    assert (ready["alarms"], ready["resets"]) == ([], [])
+
+    response = await gateway.client.delete(f"/feedback/{decision_id}")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "nothing_to_withdraw")
+    response = await gateway.client.delete(f"/feedback/{decision_id}?judge=judge")
+    assert response.json()["results"] == {"judge_score": "withdrawn"}
+    again = {"decision_id": decision_id, "rating": 1, "idempotency_key": "second thoughts"}
+    assert (await gateway.client.post("/feedback", json=again)).json()["status"] == "applied"
+
+
+async def test_a_withdrawal_with_a_key_is_done_once(gateway):
+    decision_id = (await gateway.ask()).json()["id"]
+    key = {"idempotency-key": "undo-1"}
+    await gateway.client.post("/feedback", json={"decision_id": decision_id, "rating": 0.25})
+    statuses = []
+    for rating in (None, 0.75, None):
+        if rating is not None:
+            body = {"decision_id": decision_id, "rating": rating, "idempotency_key": "again"}
+            statuses.append((await gateway.client.post("/feedback", json=body)).json()["status"])
+        else:
+            response = await gateway.client.delete(f"/feedback/{decision_id}", headers=key)
+            statuses.append(response.json()["status"])
+    assert statuses == ["withdrawn", "applied", "duplicate"]
+
+
+async def test_null_is_no_withdrawal(gateway):
+    """Clients write null for what they do not give."""
+    decision_id = (await gateway.ask()).json()["id"]
+    await gateway.client.post("/feedback", json={"decision_id": decision_id, "rating": 0.25})
+    body = {"decision_id": decision_id, "rating": None, "judge_score": 0.5}
+    response = await gateway.client.post("/feedback", json=body)
+    assert response.json()["results"] == {"judge_score": "applied"}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("rt-" + "a" * 32, 404), ("rt-x?judge=no%20name", 422), ("x" * 300, 422)]
+)
+async def test_a_withdrawal_of_what_is_not_ours_is_refused(gateway, path, status):
+    response = await gateway.client.delete(f"/feedback/{path}")
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
 async def test_zero_and_minus_zero_are_one_value(gateway):
     decision_id = (await gateway.ask()).json()["id"]
     statuses = [

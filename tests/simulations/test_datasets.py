@@ -132,6 +132,45 @@ def test_without_prices_an_arm_is_metered_in_nano_dollars(tmp_path, counts):
         assert priced == pytest.approx(dataset.cost_usd[:, k].tolist())
 
 
+@given(st.lists(st.tuples(PRICE, PRICE), min_size=2, max_size=2), st.integers(0, 99))
+def test_prices_follow_from_counted_tokens_and_costs(tmp_path_factory, prices, seed):
+    dataset = load_folder(counted_folder(tmp_path_factory.mktemp("counted"), prices, seed))
+    for k, (price_in, price_out) in enumerate(prices):
+        arm = dataset.arms[k]
+        assert arm.price_usd_per_mtok_in == pytest.approx(price_in, rel=1e-6, abs=1e-9)
+        assert arm.price_usd_per_mtok_out == pytest.approx(price_out, rel=1e-6, abs=1e-9)
+        costs = arm.price_usd_per_mtok_in * dataset.tokens_in[:, k] / 1e6
+        costs += arm.price_usd_per_mtok_out * dataset.tokens_out[:, k] / 1e6
+        np.testing.assert_allclose(costs, dataset.cost_usd[:, k], rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize(("off", "priced"), [(1.015, True), (1.5, False)])
+def test_prices_that_do_not_explain_the_costs_are_not_taken(tmp_path, off, priced):
+    """Every other cost of one model is `off` times what its tokens cost: explained to 0.7 % or to 20 %."""
+    folder = counted_folder(tmp_path, [(1.0, 3.0), (2.0, 5.0)], 0, off=off)
+    dataset = load_folder(folder)
+    assert all((arm.price_usd_per_mtok_in == 0.0) is not priced for arm in dataset.arms)
+
+
+def counted_folder(folder, prices, seed, *, off=1.0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(20, 900, (40, 2, 2))
+    prompts = [{"prompt_id": f"p{i}", "prompt": f"text {i}"} for i in range(40)]
+    outcomes = [
+        {
+            "prompt_id": f"p{i}",
+            "model": f"m{k}",
+            "quality": 0.5,
+            "cost_usd": float(tokens[i, k] @ prices[k] / 1e6) * (off if k == 0 and i % 2 else 1.0),
+            "input_tokens": int(tokens[i, k, 0]),
+            "output_tokens": int(tokens[i, k, 1]),
+        }
+        for i in range(40)
+        for k in range(2)
+    ]
+    return parquet_folder(folder, prompts=prompts, outcomes=outcomes, prices=None)
+
+
 def test_recorded_answers_are_read_where_there_are_some(tmp_path):
     said = [{"prompt_id": "q2", "model": "small", "response": "144"}]
     assert load_folder(parquet_folder(tmp_path / "with", responses=said)).responses == {

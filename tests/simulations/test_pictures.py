@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from simulations.pictures import Course, draw_courses, write_page
+from simulations.page import Section, write_page
+from simulations.pictures import Course, draw_courses
 from simulations.tables import Row, as_html
 
 MODELS = ("small", "middle", "large")
@@ -118,20 +119,26 @@ def read(page):
 def test_the_page_carries_its_picture_and_refers_to_nothing_outside(tmp_path):
     png = picture(np.arange(30) % 3)
     table = as_html([Row("router", 0.9, 1.0, 0.8, (0.2, 0.3, 0.5))], MODELS)
-    write_page(tmp_path / "index.html", title="A demo", table_html=table, png=png, notes=["one", "two"])
+    one = Section("", table, png, alt="shares", notes=["one", "two"])
+    write_page(
+        tmp_path / "index.html", title="A demo", sections=[one, Section("Another", table, png, alt="more")]
+    )
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     parsed = read(page)
-    assert parsed.found == [f"data:image/png;base64,{b64encode(png).decode()}"]
+    assert parsed.found == [f"data:image/png;base64,{b64encode(png).decode()}"] * 2
     assert not {"script", "link", "iframe"} & set(parsed.tags)
     assert "url(" not in page
     assert "@import" not in page
     assert table in page
     assert "<p>one</p>\n<p>two</p>" in page
+    assert page.count("<h2>") == 1
+    assert "<h2>Another</h2>" in page
 
 
 def test_titles_and_notes_are_text_on_the_page_and_cannot_become_markup(tmp_path):
     hostile = '<script>alert("$title")</script> & more'
-    write_page(tmp_path / "p.html", title=hostile, table_html="<table></table>", png=b"", notes=[hostile])
+    section = Section(hostile, "<table></table>", b"", alt=hostile, notes=[hostile])
+    write_page(tmp_path / "p.html", title=hostile, sections=[section])
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert "script" not in read(page).tags
-    assert page.count("&lt;script&gt;alert(&quot;$title&quot;)&lt;/script&gt; &amp; more") == 3
+    assert page.count("&lt;script&gt;alert(&quot;$title&quot;)&lt;/script&gt; &amp; more") == 5
