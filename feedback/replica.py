@@ -7,6 +7,7 @@ the store had lost it all. The last good state is never given up for nothing: an
 Where a rating raised an alarm, `poll` appends the answer, as every replica does: one of them takes place.
 """
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
@@ -25,7 +26,9 @@ from feedback.records import MalformedError
 from feedback.state import START, Reader, State
 from feedback.store import Log, Marks, StoreError, Tail, fields_of, position
 
+PAGE: Final = 1024  # entries read at once
 BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
+POSTERIOR_S: Final = 1.0  # a replica that has much to catch up with makes a posterior this often
 SNAPSHOT_EVENTS: Final = 1000
 SNAPSHOT_S: Final = 60.0
 TOKENS_REMEMBERED: Final = 4096
@@ -83,6 +86,7 @@ class Replica:
         self._seed: str | None = None  # where the log began, as of the last poll
         self._past: deque[State] = deque(maxlen=STATES_REMEMBERED)
         self._compared = ""
+        self._posterior_due = clock() + POSTERIOR_S
         self._patience_s, self._empty_since = patience_s, float("inf")
         self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
 
@@ -120,16 +124,22 @@ class Replica:
     async def poll(self) -> History:
         """Fold everything that is new; StoreError where the store cannot be read."""
         while True:
-            tail = await self._log.read(self.state.cursor, BATCH)
+            tail = await self._log.read(self.state.cursor, PAGE)
             if tail.last is None:
                 return await self._begin_log()
             self._seed, self._empty_since = tail.seed, float("inf")
             if not self._continues(tail, self.state.cursor):
                 await self._reload()
                 return History.REPLACED
-            self._fold(tail)
+            await self._fold(tail)
             self._compare(tail)
-            if len(tail.entries) < BATCH and not await self._answer_alarms():
+            if len(tail.entries) == PAGE:
+                if self._clock() >= self._posterior_due:
+                    self._adopt(self.state)
+                continue
+            if tail.entries:
+                self._adopt(self.state)
+            if not await self._answer_alarms():
                 await self._save_snapshot(tail.snapshot or START)
                 return History.CONTINUED
 
@@ -143,19 +153,17 @@ class Replica:
             cursor = entry.token
         return True
 
-    def _fold(self, tail: Tail) -> None:
-        if not tail.entries:
-            return
-        state = self.state
-        for entry in tail.entries:
-            state = fold(state, entry.token, entry.data)
+    async def _fold(self, tail: Tail) -> None:
+        for n, entry in enumerate(tail.entries, 1):
+            self.state = fold(self.state, entry.token, entry.data)
             self._seen.append(entry.token)
             for name, value in fields_of(entry).items():
                 self._marks[name] = (entry.token, value)
                 self._marks.move_to_end(name)
             if entry.token == tail.snapshot:
-                self._past.append(state)
-        self._adopt(state)
+                self._past.append(self.state)
+            if n % BATCH == 0:
+                await asyncio.sleep(0)  # requests go on meanwhile
         while len(self._marks) > MARKS_REMEMBERED:
             _, (token, _) = self._marks.popitem(last=False)
             self._marks_since = max(self._marks_since, token, key=position)
@@ -177,6 +185,7 @@ class Replica:
             )
 
     def _adopt(self, state: State) -> None:
+        self._posterior_due = self._clock() + POSTERIOR_S
         self.state, self.posterior = state, state.posterior(self._model, self._reader)
 
     async def _answer_alarms(self) -> bool:

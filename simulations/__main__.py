@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, bench_quality, demo, drift, fleet, pacing
+from simulations import bench, bench_quality, bench_store, demo, drift, fleet, pacing
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
@@ -191,9 +191,9 @@ def _run_scenarios(options: argparse.Namespace) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        metavar="quality | times | DIR",
+        metavar="quality | times | store | DIR",
         nargs="*",
-        help='which tables (default: both), then folders of recorded outcomes, or "wheel" (default)',
+        help='which tables (default: all), then folders of recorded outcomes, or "wheel" (default)',
     )
     parser.add_argument("--seeds", "--orders", type=_positive, default=5, metavar="N")
     parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
@@ -223,8 +223,9 @@ def _add_dask(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_bench(options: argparse.Namespace) -> None:
-    tables, *data = options.what if options.what[:1] in (["quality"], ["times"]) else ["", *options.what]
-    if tables != "times":
+    named = options.what[:1] in (["quality"], ["times"], ["store"])
+    tables, *data = options.what if named else ["", *options.what]
+    if tables in ("", "quality"):
         plan = bench_quality.Plan(
             seeds=options.seeds,
             limit=options.limit,
@@ -235,8 +236,10 @@ def _run_bench(options: argparse.Namespace) -> None:
             cluster=options.dask,
         )
         bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
-    if tables != "quality":
+    if tables in ("", "times"):
         bench.times()
+    if tables in ("", "store"):
+        bench_store.run()
 
 
 def _run_demo(options: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from feedback.redis_store import RedisStore
 from feedback.replica import (
     ANSWERS_PER_MINUTE,
     BATCH,
+    PAGE,
     SNAPSHOT_EVENTS,
     SNAPSHOT_S,
     History,
@@ -160,7 +161,7 @@ async def test_replicas_make_the_same_decision_for_the_same_id(route: Route) -> 
             assert first.token == second.token == one.state.cursor
 
 
-@pytest.mark.parametrize("tail", [0, 1, BATCH, BATCH + 1])
+@pytest.mark.parametrize("tail", [0, 1, BATCH, BATCH + 1, PAGE, PAGE + 1])
 async def test_a_restart_holds_the_same_bits_as_one_that_read_it_all(route: Route, tail: int) -> None:
     running = await route.running()
     await route.rate(20)

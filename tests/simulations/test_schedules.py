@@ -171,9 +171,9 @@ class NoChainCheck(Replica):
 
 
 class FoldsTwice(Replica):
-    def _fold(self, tail: Any) -> None:
+    async def _fold(self, tail: Any) -> None:
         before = self.state
-        super()._fold(tail)
+        await super()._fold(tail)
         if len(tail.entries) == 3:
             self._adopt(replace(before, cursor=self.state.cursor))
 
