@@ -207,7 +207,7 @@ class MemoryLog:
         previous = self._last or START
         now = (int(self._clock() * 1000) if self._clock else 0, 0)
         milliseconds, sequence = max(position(previous), now)
-        token = chained(f"{milliseconds}-{sequence + (now <= position(previous))}", previous, data)
+        token = chained(f"{milliseconds}-{sequence + (now <= position(previous))}", previous, data + mark)
         self._entries.append(Entry(previous, token, data, mark))
         self._last = token
         return token

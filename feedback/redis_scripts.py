@@ -45,9 +45,9 @@ local zero = string.rep('\\0', 8)
 local origin = there and string.sub(held, 17) or ''
 local entry = ARGV[1] .. (withdrawn and '\\2' or there and '\\1' or '\\0') .. prefix
   .. (withdrawn and zero or ARGV[4]) .. (there and string.sub(held, 9, 16) or zero) .. origin .. '\\0' .. ARGV[5]
-local mark = ARGV[9] .. ARGV[10] .. ARGV[4]
-local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry, 'm', mark .. (withdrawn and '' or origin))
-local token = id .. ':' .. string.sub(redis.sha1hex(last .. entry), 1, 16)
+local mark = ARGV[9] .. ARGV[10] .. ARGV[4] .. (withdrawn and '' or origin)
+local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry, 'm', mark)
+local token = id .. ':' .. string.sub(redis.sha1hex(last .. entry .. mark), 1, 16)
 local now = ARGV[10] .. (withdrawn and '' or ARGV[4] .. (there and origin or id))
 redis.call('HSET', KEYS[4], 'last', token)
 redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], now)
@@ -130,7 +130,7 @@ local found = redis.call('XRANGE', KEYS[2], id, id)[1]
 if not found then return 0 end
 local fields = {}
 for i = 1, #found[2], 2 do fields[found[2][i]] = found[2][i + 1] end
-if id .. ':' .. string.sub(redis.sha1hex(fields['p'] .. fields['e']), 1, 16) ~= ARGV[2] then return 0 end
+if id .. ':' .. string.sub(redis.sha1hex(fields['p'] .. fields['e'] .. (fields['m'] or '')), 1, 16) ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[3], 'snapshot', ARGV[2], 'digest', ARGV[5])
 if ARGV[4] ~= '' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[4]) end

@@ -257,7 +257,8 @@ class RedisLog:
 
 def _entry(key: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     previous, data = fields.get(b"p", b"").decode(errors="replace"), fields.get(b"e", b"")
-    return Entry(previous, chained(key.decode(), previous, data), data, fields.get(b"m", b""))
+    mark = fields.get(b"m", b"")
+    return Entry(previous, chained(key.decode(), previous, data + mark), data, mark)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,8 +1,8 @@
 """The store protocol: one hash-linked log per (tenant, route), its snapshot, and the decisions that await feedback.
 
-A token names a position in a log: `streamid:` and the first 16 hex digits of sha1(previous token + entry). It is a hash
-chain, so equal tokens mean equal histories: a stream id alone is not enough, because a promoted server with a slower
-clock can give an id again. Every entry carries the token before it.
+A token names a position in a log: `streamid:` and the first 16 hex digits of sha1(previous token + entry + its mark). It
+is a hash chain, so equal tokens mean equal histories: a stream id alone is not enough, because a promoted server with a
+slower clock can give an id again. Every entry carries the token before it.
 
 Implementations: feedback.redis_store (Redis or Valkey, embedded or not) and feedback.memory_store (one process, nothing
 on disk). One suite of tests runs over both.
