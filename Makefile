@@ -53,5 +53,5 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .state demo-report scenario-report
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .state .cache demo-report scenario-report
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

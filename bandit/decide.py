@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from bandit.arms import Arm
 from bandit.noise import Noise
 from bandit.policy import Policy
@@ -16,9 +14,10 @@ from bandit.types import Context, Vector
 class Decision:
     """What was decided, wide enough to learn from it and to evaluate other policies on it later.
 
-    candidates, probabilities, quality_mean and quality_sd (K,) belong together; propensity is the chosen one's probability,
-    above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of the expectation);
-    noise_variance: of a rating about its expectation. token: position in the log whose posterior decided.
+    candidates, probabilities, quality_mean, quality_sd, cost_usd and utility (K,) belong together; propensity is the chosen
+    one's probability, above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of the
+    expectation); cost_usd: expected; utility: what that is worth together. noise_variance: of a rating about its
+    expectation. token: position in the log whose posterior decided.
     """
 
     decision_id: str
@@ -30,6 +29,8 @@ class Decision:
     token: str
     quality_mean: Vector
     quality_sd: Vector
+    cost_usd: Vector
+    utility: Vector
     noise_variance: float
 
 
@@ -40,9 +41,9 @@ def decide(
     if not candidates:
         raise ValueError("decide needs at least one candidate")
     noise = Noise.of(decision_id)
-    probabilities = policy.probabilities(posterior, context, candidates, noise)
+    belief = posterior.belief(context, candidates)
+    probabilities = policy.probabilities(belief, noise)
     chosen = _sample(probabilities, noise.uniform)
-    expected = posterior.quality.predict(context.x, [arm.name for arm in candidates])
     return Decision(
         decision_id=decision_id,
         arm=candidates[chosen],
@@ -51,9 +52,11 @@ def decide(
         probabilities=probabilities,
         context=context,
         token=posterior.token,
-        quality_mean=expected.mean,
-        quality_sd=expected.sd(),
-        noise_variance=posterior.quality.noise_variance,
+        quality_mean=belief.quality.mean,
+        quality_sd=belief.quality.sd(),
+        cost_usd=belief.cost_usd,
+        utility=policy.utility(belief),
+        noise_variance=belief.noise_variance,
     )
 
 
@@ -62,5 +65,5 @@ def _sample(probabilities: Vector, uniform: float) -> int:
 
     uniform is at most 1 - 2^-53, so its multiple of the last edge lies below that edge whatever rounding does.
     """
-    edges = np.cumsum(probabilities)
-    return int(np.searchsorted(edges, uniform * edges[-1], side="right"))
+    edges = probabilities.cumsum()
+    return int(edges.searchsorted(uniform * edges[-1], side="right"))

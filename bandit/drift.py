@@ -13,9 +13,10 @@ arXiv 2203.03532). A CUSUM of z-scores has no such guarantee: with a threshold t
 breaks it in another, and finds a drop of 0.1 far later (`python -m simulations drift` prints both).
 
 The offset and the spread s2 are learned from the arm's own innovations, for a judge may be stricter than the pool and a
-posterior pools the noise of all arms. w is 0 for the first labels, while they are learned, then 1, and nearly 0 where
-ratings hardly vary: nothing can be said there until they do. Everything is scalar IEEE arithmetic (+ - * /), so every
-replica computes the same bits.
+posterior pools the noise of all arms. A rating whose expectation was itself unsure when deciding says nothing of drift
+and is passed over: where feedback is late, hundreds of decisions may share the error of one early belief. w is 0 for the
+first labels, while offset and spread are learned, then 1, and nearly 0 where ratings hardly vary: nothing can be said
+there until they do. Everything is scalar IEEE arithmetic (+ - * /), so every replica computes the same bits.
 """
 
 from collections.abc import Collection, Mapping
@@ -34,7 +35,9 @@ SPREAD_MIN: Final = 0.1  # of ratings; less is taken for this, lest a tiny misfi
 STAKE_MAX: Final = 0.75  # no single rating takes away more than this share of the evidence
 WARM_UP_LABELS: Final = 30.0
 WEIGHT_MIN: Final = 0.0001  # of a label where ratings do not vary
-OFFSET_LABELS: Final = 10.0  # pseudo-labels that hold the offset at 0 and the spread at the predicted one
+OFFSET_LABELS: Final = 10.0  # pseudo-labels that hold the offset at 0 and the variance at VARIANCE_BEFORE
+VARIANCE_BEFORE: Final = 0.05
+UNSURE: Final = 0.25  # of the ratings' own variance: an expectation with more is none to hold them to
 MEMORY_LABELS: Final = 1000.0  # over how many labels offset and spread are averaged
 LEANING: Final = 50.0  # likelihood ratio that fewer than one detector in twenty holds by chance at any time
 
@@ -52,11 +55,15 @@ class Detector:
     drops: Evidence = (0.0, 0.0)
 
     def after(self, quality: float, predicted_mean: float, predicted_sd: float) -> "Detector":
-        """The detector after one more rating in [0, 1], predicted when deciding with this mean and sd (noise included)."""
+        """The detector after one more rating in [0, 1]. predicted_mean: its expectation when deciding; predicted_sd: how
+        unsure that expectation was (a standard deviation, the noise of a rating left out).
+        """
+        prior = OFFSET_LABELS * VARIANCE_BEFORE
+        variance = max((prior + self.scatter) / (OFFSET_LABELS + self.n), SPREAD_MIN * SPREAD_MIN)
+        if predicted_sd * predicted_sd > UNSURE * max(variance, VARIANCE_BEFORE):
+            return self
         mean = min(max(predicted_mean + self.offset, 0.0), 1.0)
         u = quality - mean
-        prior = OFFSET_LABELS * predicted_sd * predicted_sd
-        variance = max((prior + self.scatter) / (OFFSET_LABELS + self.n), SPREAD_MIN * SPREAD_MIN)
         kept = min(self.n, MEMORY_LABELS - 1.0)
         n = kept + 1.0
         weight = self._weight()

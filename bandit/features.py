@@ -1,22 +1,29 @@
-"""Features of a request: a few cheap facts about its text, on fixed scales.
+"""Features of a request: a few cheap facts about its text, where its words point, and the task that its caller names.
 
-Coarse on purpose. On recorded outcomes of 2-25 models fine features lose to none at all, while a handful of facts about
-the kind of request (how long, multiple choice, code, numbers, tools) pays. Each fact is scaled by constants that were
-chosen once, so that a vector means the same on every replica and in every simulation; `VERSION` names them, travels with
-every logged vector, and vectors of two versions never mix.
+    x = [1, facts..., words..., tasks...]   (d,), rounded to float16: the log stores float16, and a decision must be
+                                            recomputable from it
 
-    x = [1, facts...]   (d,), rounded to float16: the log stores float16, and a decision must be recomputable from it
+Coarse on purpose. On recorded outcomes of 2-25 models fine features lose to none at all, while three things pay:
+facts      the kind of request (how long, multiple choice, code, numbers, tools), on scales that were chosen once
+words      the mean of one small vector per word (bandit.words): the directions in which prompts differ most
+tasks      one of TASKS buckets for the task: what the caller says (`metadata.task`), else the identity of the system
+           prompt, for real traffic comes from templates. A request without either has no task and loses nothing
+
+A vector means the same on every replica and in every simulation. `TAG` names the version of all of it, travels with every
+logged vector, and vectors of two versions never mix.
 """
 
 import hashlib
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from bandit import words
 from bandit.types import Context, Needs, Vector
 
 READ_CHARS: Final = 4000  # a longer message is read at its head and tail only: cost stays bounded
@@ -45,6 +52,7 @@ class Prompt:
     """The parts of a chat request that features and needs are read from.
 
     system, user: text of the system messages and of the last user message; chars: text of all messages together.
+    task: what the caller calls this kind of request, or "".
     """
 
     user: str
@@ -54,6 +62,8 @@ class Prompt:
     tools: bool = False
     images: bool = False
     max_tokens_out: int | None = None
+    json_schema: bool = False
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +86,8 @@ class _Facts:
         return min(count / (len(self.text) + 20) / typical, 3.0)
 
 
-NAMES: Final = (
-    "bias",
+TASKS: Final = 32
+FACTS: Final = (
     "length",
     "digits",
     "choices",
@@ -92,9 +102,15 @@ NAMES: Final = (
     "tools",
     "images",
 )
-VERSION: Final = "facts-1"
+NAMES: Final = (
+    "bias",
+    *FACTS,
+    *(f"words-{k}" for k in range(words.DIRECTIONS)),
+    *(f"task-{k}" for k in range(TASKS)),
+)
+VERSION: Final = "facts-1,tasks-1"
 DIMENSION: Final = len(NAMES)
-TAG: Final = hashlib.blake2b(f"{VERSION}:{','.join(NAMES)}".encode(), digest_size=8).digest()
+TAG: Final = hashlib.blake2b(f"{VERSION},{words.VERSION}:{','.join(NAMES)}".encode(), digest_size=8).digest()
 
 
 def estimate_tokens(text: str) -> int:
@@ -103,7 +119,12 @@ def estimate_tokens(text: str) -> int:
 
 
 def prompt_of(
-    messages: Sequence[Mapping[str, Any]], *, tools: bool = False, max_tokens_out: int | None = None
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: bool = False,
+    max_tokens_out: int | None = None,
+    json_schema: bool = False,
+    task: str = "",
 ) -> Prompt:
     """Read a chat request's messages; anything that is not text (images, tool results as parts) adds no text."""
     texts = [_text(message.get("content")) for message in messages]
@@ -118,36 +139,55 @@ def prompt_of(
         tools=tools,
         images=any(_has_image(message.get("content")) for message in messages),
         max_tokens_out=max_tokens_out,
+        json_schema=json_schema,
+        task=task,
     )
 
 
 def context_of(prompt: Prompt) -> Context:
     """The request as the policy sees it: x (d,) and its needs."""
-    needs = Needs(_tokens(prompt.chars or len(prompt.user)), prompt.max_tokens_out, prompt.tools)
+    tokens_in = _tokens(prompt.chars or len(prompt.user))
+    needs = Needs(tokens_in, prompt.max_tokens_out, prompt.tools, prompt.images, prompt.json_schema)
     return Context(x=_vector(prompt), needs=needs)
+
+
+def task_bucket(prompt: Prompt) -> int | None:
+    """Which of the TASKS buckets the request's task falls into; None where nothing tells."""
+    name = f"task:{prompt.task}" if prompt.task else f"system:{prompt.system}" if prompt.system else None
+    return None if name is None else zlib.crc32(name.encode("utf-8", "surrogatepass")) % TASKS
 
 
 def _vector(prompt: Prompt) -> Vector:
     text = _excerpt(prompt.user)
-    facts = _Facts(text, text.lower(), text.encode("ascii", "ignore"))
-    words = len(text.split()) or 1
-    x = (
-        1.0,
+    lower = text.lower()
+    x = np.zeros(DIMENSION)
+    x[0] = 1.0
+    x[1 : 1 + len(FACTS)] = _facts(prompt, text, lower)
+    x[1 + len(FACTS) : -TASKS] = words.mean_direction(lower)
+    bucket = task_bucket(prompt)
+    if bucket is not None:
+        x[bucket - TASKS] = 1.0
+    return x.clip(-LARGEST, LARGEST).astype(np.float16).astype(np.float64)
+
+
+def _facts(prompt: Prompt, text: str, lower: str) -> tuple[float, ...]:
+    facts = _Facts(text, lower, text.encode("ascii", "ignore"))
+    spaced = len(text.split()) or 1
+    return (
         facts.length(),
         facts.share(facts.count(_DIGITS), 0.05),
         min(len(_CHOICES.findall(text)), 4) / 4,
-        min(sum(facts.lower.count(mark) for mark in _CODE_MARKS), 4) / 4,
+        min(sum(lower.count(mark) for mark in _CODE_MARKS), 4) / 4,
         facts.share(facts.count(_MATH_MARKS), 0.03),
         facts.share(len(text) - len(facts.ascii), 0.05),
         facts.share(text.count("\n"), 0.02),
-        (len(text) / words - 6.0) / 2.0,
+        (len(text) / spaced - 6.0) / 2.0,
         1.0 if text.rstrip().endswith("?") else 0.0,
         math.log(prompt.turns),
         math.log1p(len(prompt.system)) / 6,
         float(prompt.tools),
         float(prompt.images),
     )
-    return np.clip(x, -LARGEST, LARGEST).astype(np.float16).astype(np.float64)
 
 
 def _excerpt(text: str) -> str:

@@ -53,17 +53,14 @@ class Pacer:
         self.usd_per_request = usd_per_request
         self.credit, self.dual, self.requests = 0.0, 0.0, 0
         self._offers = _Offers()
-        self._predicted_usd = self._real_usd = (
-            RATIO_PSEUDO * usd_per_request
-        )  # of settled calls, old ones fading
-        self._unsettled: OrderedDict[str, tuple[float, float]] = (
-            OrderedDict()
-        )  # id -> USD predicted, and charged
+        self._predicted_usd = self._real_usd = 0.0  # of settled calls, old ones fading
+        self._unsettled: OrderedDict[str, tuple[float, float]] = OrderedDict()  # USD predicted, and charged
 
     @property
     def ratio(self) -> float:
         """Real over predicted cost of the calls settled lately."""
-        return self._real_usd / self._predicted_usd
+        pseudo_usd = RATIO_PSEUDO * self.usd_per_request
+        return (pseudo_usd + self._real_usd) / (pseudo_usd + self._predicted_usd)
 
     def objective(self) -> QualityUnderBudget:
         """What the next decision is to aim at; its costs are as predicted, so the budget is divided by the ratio."""
@@ -73,7 +70,9 @@ class Pacer:
     def decided(
         self, decision_id: str, chosen: str, candidates: Sequence[Arm], quality: Vector, cost_usd: Vector
     ) -> None:
-        """After a decision: its expected cost is charged. quality, cost_usd (K,): expected, of each candidate."""
+        """After a decision: its expected cost is charged, once. quality, cost_usd (K,): expected, of each candidate."""
+        if decision_id in self._unsettled:
+            return
         expected = float(cost_usd[[arm.name for arm in candidates].index(chosen)])
         self._offers.add(self.requests, candidates, quality, cost_usd)
         self._unsettled[decision_id] = (expected, expected * self.ratio)
@@ -93,9 +92,9 @@ class Pacer:
             return
         self._credit((charged - cost_usd) / self.usd_per_request)
         if cost_usd > 0:  # a failed call says nothing of what an answer costs
-            floor, kept = RATIO_PSEUDO * self.usd_per_request, 1.0 - 1.0 / RATIO_REQUESTS
-            self._predicted_usd = floor + kept * (self._predicted_usd - floor) + predicted
-            self._real_usd = floor + kept * (self._real_usd - floor) + cost_usd
+            kept = 1.0 - 1.0 / RATIO_REQUESTS
+            self._predicted_usd = kept * self._predicted_usd + predicted
+            self._real_usd = kept * self._real_usd + cost_usd
 
     def _credit(self, units: float) -> None:
         """Debt beyond its horizon is forgiven: from there on only the cheapest arm is called anyway."""

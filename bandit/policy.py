@@ -4,24 +4,24 @@ A policy makes the probabilities of all candidates first; `bandit.decide` then s
 is logged with a decision is the one it was made with, exactly, for every policy.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from bandit.arms import Arm
+from bandit.belief import Belief
 from bandit.noise import NORMALS_MAX, Noise
-from bandit.objective import Objective
-from bandit.posterior import Posterior
-from bandit.types import Context, Vector
+from bandit.objective import Mask, Objective
+from bandit.types import Vector
 
 
 class Policy(Protocol):
-    def probabilities(
-        self, posterior: Posterior, context: Context, candidates: Sequence[Arm], noise: Noise
-    ) -> Vector:
+    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
         """(K,) probability of each candidate: at least 0, sum 1. Randomness comes from `noise` only."""
+        ...
+
+    def utility(self, belief: Belief) -> Vector:
+        """(K,) what each candidate is expected to be worth."""
         ...
 
 
@@ -32,62 +32,96 @@ class Thompson:
         p_a = (1 - floor) x share of `draws` posterior draws in which arm a has the highest utility + f_a
 
     scale: factor on the posterior's spread; well below 1 explores less than the posterior warrants and did best on
-    recorded outcomes. floor: total probability spread over all candidates (`spread_floor`), so that every logged
-    propensity is above zero and off-policy evaluation is possible.
+    recorded outcomes. floor: total probability spread over all candidates that the objective allows (`spread_floor`), so
+    that every logged propensity is above zero and off-policy evaluation is possible.
     """
 
     objective: Objective
-    scale: float = 0.3
+    scale: float = 0.4
     floor: float = 0.01
     draws: int = 64
 
-    def probabilities(
-        self, posterior: Posterior, context: Context, candidates: Sequence[Arm], noise: Noise
-    ) -> Vector:
-        names = [arm.name for arm in candidates]
-        prediction = posterior.quality.predict(context.x, names)
-        count = min(self.draws, NORMALS_MAX // prediction.normals_needed(1))  # M; fewer with hundreds of arms
-        normals = noise.normals(prediction.normals_needed(count))
-        quality = prediction.draws(normals, count, scale=self.scale)  # (M, K)
-        cost_usd = posterior.cost.expected_usd(candidates, context.needs)  # (K,)
-        reference = int(np.argmax(posterior.quality.typical(names)))
-        utility = self.objective.utility(quality, cost_usd, reference)  # (M, K)
-        wins = np.bincount(np.argmax(utility, axis=1), minlength=len(names))
-        shares: Vector = (1.0 - self.floor) * (wins / count) + spread_floor(self.floor, cost_usd)
+    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
+        K, objective = len(belief.arms), self.objective
+        count = min(self.draws, NORMALS_MAX // K)  # M; fewer with hundreds of arms
+        quality = belief.quality.draws(noise.normals(count * K), scale=self.scale)  # (M, K)
+        utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
+        preferred = objective.preferred(belief)
+        if not preferred.all():
+            utility = np.where(preferred, utility, -np.inf)
+        wins = np.bincount(utility.argmax(axis=1), minlength=K)
+        greedy = wins * ((1.0 - self.floor) / count)
+        shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
         return shares
 
+    def utility(self, belief: Belief) -> Vector:
+        reference = self.objective.reference(belief)
+        expected: Vector = self.objective.utility(belief.quality.mean[None], belief.cost_usd, reference)[0]
+        return expected
 
-def spread_floor(total: float, cost_usd: Vector) -> Vector:
-    """(K,) the exploration floor of each arm, all above zero, together `total`: cheap arms get more of it.
 
-        f_a proportional to 1 / sqrt(c_a)        c_a the arm's expected cost, plus a hundredth of the mean
+def spread_floor(total: float, utility: Vector, allowed: Mask) -> Vector:
+    """(K,) the exploration floor of each arm, together `total`: above zero where allowed, and more where less is lost.
 
-    Of all floors with the same expected spend sum f_a c_a this one makes the variance of importance weights, which goes
-    with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the dearest arm.
+        f_a proportional to 1 / sqrt(l_a)        l_a expected loss of utility to the best, plus a twentieth of the mean
+
+    Of all floors with the same expected loss sum f_a l_a this one makes the variance of importance weights, which goes
+    with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the worst arm.
     """
-    mean = float(cost_usd.mean())
-    weights = 1.0 / np.sqrt(cost_usd + 0.01 * mean) if mean > 0 else np.ones_like(cost_usd)
-    floors: Vector = total * weights / weights.sum()
+    loss = utility[allowed].max() - utility[allowed]
+    mean = float(loss.mean())
+    weights = 1.0 / np.sqrt(loss + 0.05 * mean) if mean > 0 else np.ones(len(loss))
+    floors: Vector = np.zeros(len(utility))
+    floors[allowed] = total * weights / weights.sum()
     return floors
+
+
+@dataclass(frozen=True, slots=True)
+class Ramped:
+    """A share of the requests by `policy`, the rest to the baseline: how a route is switched on step by step.
+
+        p = share x p_policy + (1 - share) x [a is the baseline]
+
+    share: 0 is shadow: what the policy would do is decided and logged, and the baseline answers. Where the baseline cannot
+    serve a request the policy chooses alone.
+    """
+
+    policy: Policy
+    baseline: str
+    share: float
+
+    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
+        chosen = self.policy.probabilities(belief, noise)
+        baseline = belief.index(self.baseline)
+        if baseline is None:
+            return chosen
+        mixed: Vector = self.share * chosen
+        mixed[baseline] += 1.0 - self.share
+        return mixed
+
+    def utility(self, belief: Belief) -> Vector:
+        return self.policy.utility(belief)
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
     """Always the first candidate: the first model listed that can serve the request."""
 
-    def probabilities(
-        self, posterior: Posterior, context: Context, candidates: Sequence[Arm], noise: Noise
-    ) -> Vector:
-        first: Vector = np.zeros(len(candidates))
+    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
+        first: Vector = np.zeros(len(belief.arms))
         first[0] = 1.0
         return first
+
+    def utility(self, belief: Belief) -> Vector:
+        return belief.quality.mean
 
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
     """Every candidate alike: the way to gather unbiased data."""
 
-    def probabilities(
-        self, posterior: Posterior, context: Context, candidates: Sequence[Arm], noise: Noise
-    ) -> Vector:
-        return np.full(len(candidates), 1.0 / len(candidates))
+    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
+        return np.full(len(belief.arms), 1.0 / len(belief.arms))
+
+    def utility(self, belief: Belief) -> Vector:
+        return belief.quality.mean

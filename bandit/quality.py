@@ -1,72 +1,63 @@
 """The quality model: one shared baseline and a small deviation per arm, as one joint Gaussian posterior.
 
-    r = x' theta + x' delta_a + e        e ~ N(0, s2)          arm a, features x (d,), quality r in [0, 1]
-    theta   ~ N(m0, s2 P^-1)             how hard is this request, learned from every arm
-    delta_a ~ N(0,  s2 D^-1)             what is particular to arm a; D is large: deviations start small
-    s2      ~ IG(nu/2, nu s0 / 2)        learned noise
+    r = x' (m_a + theta + delta_a) + e       e ~ N(0, s2)      arm a, features x (d,), quality r in [0, 1]
+    theta   ~ N(0, s2 P^-1)                  how this route differs from others: learned from every arm
+    delta_a ~ N(0, s2 D_a^-1)                what is particular to arm a
+    s2      ~ IG(nu/2, nu s0 / 2)            learned noise;  m_a, P, D_a, nu, s0: bandit.prior
 
 A choice needs only differences between arms, so the shared part takes the bulk of what prompts have in common and each
 arm is left with little to learn. The joint precision is an arrow (one shared block, one block per arm): with the arms'
-statistics A_a = sum w x x', b_a = sum w r x it is eliminated arm by arm (block Cholesky; Murphy, Machine Learning: a
-Probabilistic Perspective, 4.3.1, and 7.6.3 for the noise):
+statistics A_a = sum w x x', b_a = sum w (r - x' m_a) x it is eliminated arm by arm (block Cholesky; Murphy, Machine
+Learning: a Probabilistic Perspective, 4.3.1, and 7.6.3 for the noise):
 
-    B_a     = A_a + D                                    arm block (d, d)
-    S       = P + sum_a D B_a^-1 A_a                     shared block after elimination
-    theta^  = S^-1 (P m0 + sum_a D B_a^-1 b_a)           delta_a^ = B_a^-1 (b_a - A_a theta^)
+    B_a     = A_a + D_a                                  arm block (d, d)
+    S       = P + sum_a (D_a - D_a B_a^-1 D_a)           shared block after elimination
+    theta^  = S^-1 sum_a D_a B_a^-1 b_a                  weights of arm a = m_a + B_a^-1 (b_a + D_a theta^)
 
-    quality of arm a at x  =  x'(theta^ + delta_a^) + s (W_a x)' e_0 + s (R_a' x)' e_a        e_0, e_a ~ N(0, I)
-    W_a = L^-1 D B_a^-1,  S = L L'       R_a R_a' = B_a^-1
+    quality of the arms at x: mean x' weights_a, covariance  s2 (V V' + diag(x' B_a^-1 x))
+    row a of V = (B_a^-1 x)' D_a L        S^-1 = L L'
 
-e_0 is common to all arms: that is what makes the draws joint. The second term needs one normal per arm, because
-(R_a' x)' e_a ~ N(0, |R_a' x|^2).
-
-A quality model is anything with `fit`; what it returns is anything with `predict`. The prior is read from a small file
-(`prior_from_json`) or the defaults below, which know nothing of any model.
+V is common to all arms: that is what makes the draws joint. P and D_a are diagonal.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri
 
+from bandit.arms import Arm
+from bandit.prior import ArmPriors, QualityPrior
 from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """Joint Gaussian belief in the quality of K arms at one x: q = mean + shared e_0 + own * e, e_0 and e normal.
-
-    mean (K,) expected quality; shared (K, r) loadings on r common normals; own (K,) spread of each arm's own normal.
-    """
+    """Joint Gaussian belief in the quality of K arms at one x: mean (K,), covariance (K, K) of the expectations."""
 
     mean: Vector
-    shared: Matrix
-    own: Vector
-
-    def covariance(self) -> Matrix:
-        """(K, K)."""
-        return self.shared @ self.shared.T + np.diag(self.own**2)
+    covariance: Matrix
 
     def sd(self) -> Vector:
         """(K,) standard deviation of each arm's expected quality."""
-        sd: Vector = np.sqrt((self.shared**2).sum(axis=1) + self.own**2)
+        sd: Vector = np.sqrt(self.covariance.diagonal())
         return sd
 
-    def draws(self, normals: Vector, count: int, *, scale: float = 1.0) -> Matrix:
-        """(count, K) joint draws; scale multiplies the spread. normals: at least count x (r + K) of them."""
-        K, r = self.shared.shape
-        common = normals[: count * r].reshape(count, r)
-        own = normals[count * r : count * (r + K)].reshape(count, K)
-        drawn: Matrix = self.mean + scale * (common @ self.shared.T + own * self.own)
+    def draws(self, normals: Vector, *, scale: float = 1.0) -> Matrix:
+        """(M, K) joint draws from M x K standard normals; scale multiplies the spread."""
+        K = len(self.mean)
+        factor, failed = dpotrf(self.covariance, lower=0, clean=1)
+        if failed:  # arms that cannot be told apart: their covariance is singular, and rounding took it below
+            jitter = 1e-9 * float(self.covariance.trace()) + 1e-15
+            factor = np.linalg.cholesky(self.covariance + jitter * np.eye(K)).T
+        drawn: Matrix = normals.reshape(-1, K) @ (scale * factor)
+        drawn += self.mean
         return drawn
-
-    def normals_needed(self, count: int) -> int:
-        return count * sum(map(int, self.shared.shape))
 
 
 class QualityPosterior(Protocol):
@@ -83,128 +74,171 @@ class QualityPosterior(Protocol):
 
 
 class QualityModel(Protocol):
-    def fit(self, ratings: Mapping[str, RatingStatistics], d: int) -> QualityPosterior: ...
+    def fit(
+        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
+    ) -> QualityPosterior:
+        """ratings: arm -> its statistics, none for an arm without. entry_prices: arm -> its price for output in USD per
+        million tokens when it was first rated: what a prior may read of a price stays what it was.
+        """
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class QualityPrior:
-    """How strongly each part of the model starts where it starts, in pseudo-observations (weight of ratings).
-
-    A value of n means: after n ratings (of a feature of size one) data and prior weigh alike.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """One arm after elimination: inverse = B^-1 (d, d), v = B^-1 b (d,), left = rr - b' v in units of quality^2, and
+    gain = D - D B^-1 D (d, d), what it adds to S; None without ratings.
     """
 
-    mean: float = 0.7  # expected quality of any arm, in [0, 1]
-    shared_level: float = 1.0
-    shared_slope: float = 4.0
-    arm_level: float = 1.0
-    arm_slope: float = 40.0
-    noise_variance: float = 0.05  # s0
-    noise_weight: float = 10.0  # nu
-
-
-def prior_from_json(text: str) -> QualityPrior:
-    """A prior file's content: one JSON object with any of QualityPrior's fields. Raises ValueError naming the field."""
-    given = json.loads(text)
-    if not isinstance(given, dict):
-        raise ValueError("a prior file holds one JSON object")  # noqa: TRY004 - the caller reports values, not types
-    known = {field.name for field in fields(QualityPrior)}
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"prior: unknown field {name!r}; known are {', '.join(sorted(known))}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ValueError(f"prior: {name} must be a number above 0, not {value!r}")
-        if name == "mean" and value > 1:
-            raise ValueError(f"prior: mean is a quality from 0 to 1, not {value!r}")
-    return replace(QualityPrior(), **given)
+    inverse: Matrix
+    v: Vector
+    left: float
+    gain: Matrix | None
 
 
 @dataclass(frozen=True, slots=True)
 class SharedBaseline:
-    """The model above. See the module's docstring."""
+    """The model above. prior: None knows nothing of any model. arms: those of the route, with what the registry says."""
 
-    prior: QualityPrior = QualityPrior()
+    prior: QualityPrior | None = None
+    arms: tuple[Arm, ...] = ()
+    _blocks: "WeakKeyDictionary[RatingStatistics, tuple[bytes, _Block]]" = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )  # an arm whose statistics did not change is not eliminated again
 
-    def fit(self, ratings: Mapping[str, RatingStatistics], d: int) -> "SharedBaselinePosterior":
-        """The posterior given each arm's statistics; an arm that is not in `ratings` has none."""
-        p = self.prior
-        P = np.diag(np.r_[p.shared_level, np.full(d - 1, p.shared_slope)])
-        D = np.diag(np.r_[p.arm_level, np.full(d - 1, p.arm_slope)])
-        m0 = np.r_[p.mean, np.zeros(d - 1)]
+    def fit(
+        self,
+        ratings: Mapping[str, RatingStatistics],
+        d: int,
+        entry_prices: Mapping[str, float] | None = None,
+    ) -> "SharedBaselinePosterior":
+        """The posterior given each arm's statistics; see QualityModel."""
+        prior = self.prior or QualityPrior.flat(d)
+        if len(prior.mean) != d:
+            raise ValueError(
+                f"the prior is for {len(prior.mean)} features, the vectors have {d}: fit it anew"
+            )
+        arms = self._known_and_rated(ratings, entry_prices or {})
+        priors = prior.of(arms)
+        blocks = [self._block(ratings.get(arm.name), priors, k) for k, arm in enumerate(arms)]
+        nobody = self._block(None, priors, len(arms))
+        joined = _joined(prior, priors, [*blocks, nobody], tuple(ratings.values()))
+        return joined.naming([arm.name for arm in arms])
 
-        seen = tuple(ratings.values())
-        unseen = RatingStatistics.empty(d)
-        A = np.stack(
-            [s.xx for s in (*seen, unseen)]
-        )  # (K + 1, d, d): the last row is any arm without ratings
-        b = np.stack([s.xr for s in (*seen, unseen)])  # (K + 1, d)
-
-        B_inv = _inverse(A + D)
-        DB_inv = D @ B_inv
-        S = P + (DB_inv @ A).sum(axis=0)
-        h = P @ m0 + np.einsum("kij,kj->i", DB_inv, b)
-        L = np.linalg.cholesky((S + S.T) / 2)
-        theta = np.linalg.solve(S, h)
-        delta = np.einsum("kij,kj->ki", B_inv, b - A @ theta)
-
-        explained = (P @ m0 + b.sum(axis=0)) @ theta + np.einsum("ki,ki->", b, delta)
-        scatter = sum(s.rr for s in seen) + m0 @ P @ m0 - explained
-        n = sum(s.n for s in seen)
-        s2 = (p.noise_weight * p.noise_variance + max(scatter, 0.0)) / (p.noise_weight + n)
-        return SharedBaselinePosterior(
-            rows={name: k for k, name in enumerate(ratings)},
-            means=theta + delta,
-            shared=np.sqrt(s2) * (_triangular_inverse(L) @ DB_inv),
-            own=np.sqrt(s2) * np.linalg.cholesky(B_inv).transpose(0, 2, 1),
-            noise_variance=float(s2),
-            typical_x=_typical_x(seen, d),
+    def _known_and_rated(
+        self, ratings: Mapping[str, RatingStatistics], entry_prices: Mapping[str, float]
+    ) -> tuple[Arm, ...]:
+        """The route's arms at the prices they came with, then those that have ratings and are the route's no longer."""
+        here = {arm.name for arm in self.arms}
+        gone = tuple(Arm(name, 0.0, entry_prices.get(name, 0.0)) for name in ratings if name not in here)
+        at_entry = (
+            replace(arm, price_usd_per_mtok_out=entry_prices.get(arm.name, arm.price_usd_per_mtok_out))
+            for arm in self.arms
         )
+        return (*at_entry, *gone)
+
+    def _block(self, s: RatingStatistics | None, priors: ArmPriors, k: int) -> _Block:
+        mean, precision = priors.means[k], priors.precisions[k]
+        if s is None:
+            zeros = np.zeros(len(mean))
+            return _Block(np.diag(1.0 / precision), zeros, 0.0, None)
+        key = mean.tobytes() + precision.tobytes()
+        found = self._blocks.get(s)
+        if found is not None and found[0] == key:
+            return found[1]
+        b = s.xr - s.xx @ mean
+        rr = s.rr - mean @ (s.xr + b)
+        inverse = _inverse(s.xx + np.diag(precision))
+        v = inverse @ b
+        gain = np.diag(precision) - precision[:, None] * inverse * precision
+        block = _Block(inverse, v, float(rr - b @ v), gain)
+        self._blocks[s] = (key, block)
+        return block
+
+
+def _joined(
+    prior: QualityPrior, priors: ArmPriors, blocks: Sequence[_Block], ratings: Sequence[RatingStatistics]
+) -> "SharedBaselinePosterior":
+    D = priors.precisions  # (K + 1, d)
+    inverses = np.stack([block.inverse for block in blocks])  # (K + 1, d, d)
+    v = np.stack([block.v for block in blocks])
+    d = D.shape[1]
+    S = np.diag(1.0 / prior.shared_variance)
+    for block in blocks:
+        if block.gain is not None:
+            S += block.gain
+    S_inverse = _inverse(S)
+    theta = S_inverse @ (D * v).sum(axis=0)
+    D_theta = D * theta
+    weights = priors.means + v + np.matmul(inverses, D_theta[:, :, None])[:, :, 0]
+
+    scatter = sum(block.left for block in blocks) - float((v * D_theta).sum())
+    nu, n = prior.noise_weight, sum(s.n for s in ratings)
+    s2 = (nu * prior.noise_variance + max(scatter, 0.0)) / (nu + n)
+    return SharedBaselinePosterior(
+        rows={},
+        weights=weights,
+        inverses=inverses.reshape(-1, d),
+        precisions=D,
+        shared_factor=np.linalg.cholesky(S_inverse).astype(np.float64),
+        noise_variance=float(s2),
+        typical_x=_typical_x(ratings, prior.typical_x),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedBaselinePosterior:
-    """means (K + 1, d), shared = s W_a (K + 1, d, d), own = s R_a' (K + 1, d, d): one row per arm, the last for any arm
-    without ratings; typical_x (d,) the mean feature vector of all ratings.
+    """weights, precisions (K + 1, d), inverses = B_a^-1 one below the other ((K + 1) d, d): one row or block per arm, the
+    last for any arm of which nothing is known; shared_factor = L (d, d). typical_x (d,): mean features of all ratings.
     """
 
     rows: Mapping[str, int]
-    means: Matrix
-    shared: NDArray[np.float64]
-    own: NDArray[np.float64]
+    weights: Matrix
+    inverses: Matrix
+    precisions: Matrix
+    shared_factor: Matrix
     noise_variance: float
     typical_x: Vector
 
+    def naming(self, arms: Sequence[str]) -> "SharedBaselinePosterior":
+        """With names for the rows."""
+        return replace(self, rows={name: k for k, name in enumerate(arms)})
+
     def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
         rows = self._rows(arms)
-        own = self.own[rows] @ x
-        return Prediction(
-            mean=self.means[rows] @ x,
-            shared=self.shared[rows] @ x,
-            own=np.sqrt(np.einsum("ki,ki->k", own, own)),
-        )
+        Y = (self.inverses @ x).reshape(self.precisions.shape)[rows]  # (K, d): B_a^-1 x
+        V = (Y * self.precisions[rows]) @ self.shared_factor
+        covariance = V @ V.T
+        covariance.flat[:: len(rows) + 1] += Y @ x
+        covariance *= self.noise_variance
+        return Prediction(self.weights[rows] @ x, covariance)
 
     def typical(self, arms: Sequence[str]) -> Vector:
-        typical: Vector = self.means[self._rows(arms)] @ self.typical_x
+        typical: Vector = self.weights[self._rows(arms)] @ self.typical_x
         return typical
 
     def _rows(self, arms: Sequence[str]) -> list[int]:
-        last = len(self.means) - 1
+        last = len(self.weights) - 1
         return [self.rows.get(arm, last) for arm in arms]
 
 
-def _inverse(B: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverses of symmetric positive definite matrices (K, d, d), symmetric to the last bit."""
-    inverse = np.linalg.inv(B)
-    symmetric: NDArray[np.float64] = (inverse + inverse.transpose(0, 2, 1)) / 2
-    return symmetric
+@cache
+def _below_diagonal(d: int) -> NDArray[np.bool_]:
+    return np.tri(d, dtype=np.bool_)
 
 
-def _triangular_inverse(L: Matrix) -> Matrix:
-    inverse: Matrix = solve_triangular(L, np.eye(len(L)), lower=True)
+def _inverse(B: Matrix) -> Matrix:
+    """Inverse of a symmetric positive definite matrix (d, d), symmetric to the last bit."""
+    factor, failed = dpotrf(B, lower=1)
+    if failed:
+        raise np.linalg.LinAlgError(f"a precision that is not positive definite (row {failed})")
+    lower, _ = dpotri(factor, lower=1)  # its lower triangle; above lies what was there before
+    inverse: Matrix = np.where(_below_diagonal(len(B)), lower, lower.T)
     return inverse
 
 
-def _typical_x(seen: Sequence[RatingStatistics], d: int) -> Vector:
-    """The bias feature is 1, so the first row of sum w x x' is sum w x."""
-    total: Vector = sum((s.xx[0] for s in seen), start=np.zeros(d))
-    mean: Vector = total / total[0] if total[0] > 0 else np.eye(1, d)[0]
-    return mean
+def _typical_x(ratings: Sequence[RatingStatistics], before: Vector) -> Vector:
+    """The bias feature is 1, so the first row of sum w x x' is sum w x; `before` where there are no ratings."""
+    if not ratings:
+        return before
+    total: Vector = np.sum([s.xx[0] for s in ratings], axis=0)
+    return total / total[0] if total[0] > 0 else before

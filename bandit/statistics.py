@@ -16,7 +16,7 @@ import numpy as np
 from bandit.types import Matrix, Vector
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class RatingStatistics:
     """See the module's symbols. Instances are never changed in place: a reader may keep one as long as it likes."""
 

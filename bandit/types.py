@@ -15,12 +15,14 @@ class Needs:
 
     tokens_in: the prompt's length in tokens, estimated from its text.
     max_tokens_out: the caller's own limit on the answer in tokens, or None.
-    tools: the request offers tools to call.
+    tools: the request offers tools to call. images: it shows images. json_schema: it wants an answer of a given schema.
     """
 
     tokens_in: int
     max_tokens_out: int | None = None
     tools: bool = False
+    images: bool = False
+    json_schema: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

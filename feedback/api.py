@@ -73,12 +73,7 @@ def feedback_router(intake: Intake) -> APIRouter:
         body: Annotated[FeedbackBody, Depends(_body)], idempotency_key: Annotated[Key | None, Header()] = None
     ) -> dict[str, Any]:
         """202 with what became of it: applied, duplicate, revised, or queued (on disk here, applied later)."""
-        decision_id = bare_id(body.decision_id)
-        values = body.values(body.idempotency_key or idempotency_key)
-        answers = await intake.give(decision_id, values)
-        _refuse_conflicts(values, answers)
-        told = {"decision_id": decision_id, "status": overall(answers), "results": _told(values, answers)}
-        return told | ({"ignored": sorted(body.model_extra)} if body.model_extra else {})
+        return await give(intake, body, idempotency_key)
 
     @router.delete("/feedback/{decision_id}", status_code=202)
     async def withdraw_feedback(
@@ -98,6 +93,16 @@ def feedback_router(intake: Intake) -> APIRouter:
         return {"decision_id": decision_id, "status": overall(answers), "results": _told(values, answers)}
 
     return router
+
+
+async def give(intake: Intake, body: FeedbackBody, idempotency_key: str | None = None) -> dict[str, Any]:
+    """What became of a feedback. Raises FeedbackRefusedError."""
+    decision_id = bare_id(body.decision_id)
+    values = body.values(body.idempotency_key or idempotency_key)
+    answers = await intake.give(decision_id, values)
+    _refuse_conflicts(values, answers)
+    told = {"decision_id": decision_id, "status": overall(answers), "results": _told(values, answers)}
+    return told | ({"ignored": sorted(body.model_extra)} if body.model_extra else {})
 
 
 _SCHEMA: Final = {

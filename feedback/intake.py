@@ -226,6 +226,10 @@ class Intake:
                 tracked.token = ""
                 self._unsettled[tracked.entry.sequence] = tracked
 
+    def route_of(self, decision_id: str) -> Route:
+        """The route that the decision was made for. Raises FeedbackRefusedError for an id that is forged or too old."""
+        return self._route_of(decision_id)
+
     def _route_of(self, decision_id: str) -> Route:
         found = scope_of(decision_id, self._secrets, self._routes)
         if found is None:

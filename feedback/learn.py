@@ -74,6 +74,9 @@ def _rated(state: State, event: Rated) -> State | None:
         return None
     state = _with_epoch(state, decision.decided_at)
     seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
+    if decision.arm not in state.entry_prices:
+        price = decision.listed_out_nano_usd_per_token * 1e-3  # USD per million tokens
+        state = replace(state, entry_prices={**state.entry_prices, decision.arm: price})
     if event.old is None:
         seen = seen.added(decision.x, event.quality, _weight(state, decision, key))
         state = _watched(state, key, event)

@@ -6,7 +6,7 @@
 The head is little-endian: version u8, attempt u8, prefix length u16, d u16, arm length u16, decided_at f64 (Unix
 seconds), propensity f64, features tag 8 bytes, policy tag 8 bytes, what the registry said of the call's price:
 listed_in_nano_usd u64 for the prompt and listed_out_nano_usd_per_token u64, and what rating was expected: quality_mean f32
-and quality_sd f32 (noise included; 0 where nothing was expected).
+and quality_sd f32 (how unsure that expectation was, the noise of a rating left out; 0 where nothing was expected).
 """
 
 import hashlib
@@ -93,7 +93,6 @@ def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: 
     """decided_at: Unix seconds; policy: 8-byte tag of the policy and quality model that decided."""
     arm, needs = decision.arm, decision.context.needs
     k = decision.candidates.index(arm)
-    variance = decision.quality_sd[k] ** 2 + decision.noise_variance
     return DecisionPrefix(
         arm=arm.name,
         x=decision.context.x,
@@ -105,7 +104,7 @@ def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: 
         listed_in_nano_usd=round(needs.tokens_in * arm.price_usd_per_mtok_in * 1e3),
         listed_out_nano_usd_per_token=round(arm.price_usd_per_mtok_out * 1e3),
         quality_mean=float(np.float32(decision.quality_mean[k])),
-        quality_sd=float(np.float32(np.sqrt(variance))),
+        quality_sd=float(np.float32(decision.quality_sd[k])),
     )
 
 

@@ -48,6 +48,7 @@ class State:
     epoch. calls: arm -> sums. workers: worker -> its last sequence number. skipped: entries that were no event of this
     version. cursor: token of the last entry folded. rated: ratings so far, each counted when it was first given.
     detectors: (arm, source) -> what its ratings say of drift; alarms: those without an answer; cuts: resets so far.
+    entry_prices: arm -> USD per million tokens out when it was first rated, for that is what a prior may read of it.
     """
 
     features: bytes
@@ -64,6 +65,7 @@ class State:
     detectors: Mapping[ArmSource, Detector] = field(default_factory=lambda: _EMPTY)
     alarms: tuple[Alarm, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    entry_prices: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
 
     def read_at(self) -> float:
         """Unix seconds from which ages are counted back: the point of the grid at or after `as_of`."""
@@ -86,7 +88,14 @@ class State:
 
     def posterior(self, model: QualityModel, reader: "Reader | None" = None) -> Posterior:
         """What is believed after this state."""
-        return Posterior.of(model, self.ratings_per_arm(reader), self.calls, d=self.d, token=self.cursor)
+        return Posterior.of(
+            model,
+            self.ratings_per_arm(reader),
+            self.calls,
+            d=self.d,
+            token=self.cursor,
+            entry_prices=self.entry_prices,
+        )
 
     def digest(self) -> str:
         """Equal digests: equal statistics, to the last bit, at the same position of the same log."""
@@ -111,6 +120,7 @@ class State:
             "detectors": [[*key, *astuple(detector)] for key, detector in self.detectors.items()],
             "alarms": [astuple(alarm) for alarm in self.alarms],
             "cuts": [astuple(cut) for cut in self.cuts],
+            "entry_prices": dict(self.entry_prices),
         }
         packed = json.dumps(header).encode()  # the standard library's: sums of counts may exceed 64 bits
         body = b"".join(_pack(statistics) for statistics in self.ratings.values())
@@ -150,6 +160,7 @@ class State:
             detectors={(str(arm), str(source)): _detector(*v) for arm, source, *v in header["detectors"]},
             alarms=tuple(Alarm(*values) for values in header["alarms"]),
             cuts=tuple(Cut((int(ms), int(n)), *values) for (ms, n), *values in header["cuts"]),
+            entry_prices={str(arm): float(price) for arm, price in header["entry_prices"].items()},
         )
 
 

@@ -8,35 +8,50 @@ import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
+import orjson
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from feedback.api import feedback_router
+from feedback.ids import bare_id
 from feedback.intake import FeedbackRefusedError
 from feedback.learning import Learning
+from service.access import Access
+from service.calls import Shell
 from service.chat import PATH, ChatRoute, Message, Receive, Scope, Send
 from service.config import Settings
-from service.errors import ApiError, BadRequestError
-from service.pipeline import Pipeline, Shell
-from service.routes import ServedRoute, find_route, served_routes
+from service.decisions import PREVIEW_PATH, decisions_router, own_route
+from service.errors import ApiError, BadRequestError, ModelNotFoundError
+from service.metrics import Metrics
+from service.outcomes import Outcomes
+from service.pipeline import Pipeline
+from service.reload import ReloadError
+from service.routes import quality_models, served_routes
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 RESETS_TOLD: Final = 10
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
 class Gateway:
-    """The ASGI callable."""
+    """The ASGI callable, and all that it serves with. admin: the operator's own application, for a listener of its own."""
 
-    chat: ChatRoute
-    rest: FastAPI
+    def __init__(self, settings: Settings, learning: Learning, shell: Shell, *, background: bool) -> None:
+        clock = lambda: shell.ticks() * 1e-9  # noqa: E731
+        self.settings, self.learning = settings, learning
+        self.metrics = Metrics()
+        self.outcomes = Outcomes(self.metrics.called)
+        self.access = Access(settings, clock=clock)
+        self.pipeline = Pipeline(settings, served_routes(settings, learning.routes), shell, self.outcomes)
+        self.chat = ChatRoute(self.pipeline, self.access, max_body_bytes=settings.server.max_body_bytes)
+        self.rest = FastAPI(title="fairlead", lifespan=_lifespan(learning, shell, background=background))
+        self.created = int(shell.now())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,21 +59,34 @@ class Gateway:
             return
         send = _with_request_id(scope, send)
         if scope["path"] == PATH:
-            await self.chat(scope, receive, send)
+            await self.chat(scope, receive, self.metrics.counted(send, clock=self.access.clock))
         else:
-            await self.rest(scope, _bounded(receive), send)
+            large = self.settings.server.max_body_bytes if scope["path"] == PREVIEW_PATH else SMALL_BODY_BYTES
+            await self.rest(scope, _bounded(receive, large), send)
+
+    def adopt(self, settings: Settings) -> None:
+        """Serve these models, routes and keys from now on. Raises ReloadError, and then nothing has changed.
+
+        Where the gateway listens, its store, its timeouts, and which tenants and routes there are, last until a restart.
+        """
+        scopes = quality_models(settings)
+        if fresh := sorted(set(scopes) - set(self.learning.routes)):
+            raise ReloadError(f"{', '.join(fresh)}: a new route or tenant begins with a restart")
+        self.pipeline.adopt(settings, served_routes(settings, self.learning.routes))
+        self.access.adopt(settings)
+        self.settings = settings
 
 
 def create_app(settings: Settings, learning: Learning, shell: Shell, *, background: bool = True) -> Gateway:
     """background: run the learning loop within the lifespan; tests tick it themselves."""
-    routes = served_routes(settings, learning.routes)
-    pipeline = Pipeline(routes, shell)
-    rest = FastAPI(title="fairlead", lifespan=_lifespan(learning, shell, background=background))
-    rest.include_router(feedback_router(learning.intake))
-    _add_models(rest, routes, created=int(shell.now()))
-    _add_health(rest, learning, routes)
-    _add_error_handlers(rest)
-    return Gateway(ChatRoute(pipeline, max_body_bytes=settings.server.max_body_bytes), rest)
+    gateway = Gateway(settings, learning, shell, background=background)
+    rest = gateway.rest
+    rest.include_router(feedback_router(learning.intake), dependencies=[Depends(_own_feedback(gateway))])
+    rest.include_router(decisions_router(gateway.pipeline, learning, gateway.access))
+    _add_models(gateway)
+    _add_health(gateway)
+    add_error_handlers(rest)
+    return gateway
 
 
 def _lifespan(learning: Learning, shell: Shell, *, background: bool) -> Any:
@@ -78,52 +106,95 @@ def _lifespan(learning: Learning, shell: Shell, *, background: bool) -> Any:
     return lifespan
 
 
-def _add_models(app: FastAPI, routes: dict[str, ServedRoute], *, created: int) -> None:
-    listed = [
-        {
-            "id": name,
-            "object": "model",
-            "created": created,
-            "owned_by": "router",
-            "context_window": max(arm.context_window_tokens for arm in route.arms),
+def _own_feedback(gateway: Gateway) -> Any:
+    """A dependency of /feedback: feedback on another tenant's decision is answered as on none at all."""
+
+    async def check(request: Request) -> None:
+        tenant = gateway.access.caller(request.headers.raw).tenant
+        if not gateway.settings.keys:
+            return
+        try:
+            named = (
+                request.path_params.get("decision_id") or orjson.loads(await request.body())["decision_id"]
+            )
+            decision_id = bare_id(named)
+        except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
+            return  # refused as malformed, a step further on
+        own_route(gateway.learning.intake, decision_id, tenant)
+
+    return check
+
+
+def _add_models(gateway: Gateway) -> None:
+    def listed(request: Request) -> dict[str, dict[str, Any]]:
+        tenant = gateway.access.caller(request.headers.raw).tenant
+        return {
+            name: {
+                "id": name,
+                "object": "model",
+                "created": gateway.created,
+                "owned_by": "router",
+                "context_window": max(arm.context_window_tokens for arm in route.arms),
+            }
+            for name, route in gateway.pipeline.routes[tenant].items()
         }
-        for name, route in routes.items()
-    ]
 
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
+    @gateway.rest.get("/v1/models")
+    async def list_models(request: Request) -> dict[str, Any]:
         """Everything that may stand in `model`: routes first, then each model by its own name."""
-        return {"object": "list", "data": listed}
+        return {"object": "list", "data": list(listed(request).values())}
 
-    @app.get("/v1/models/{name:path}")
-    async def get_model(name: str) -> dict[str, Any]:
-        find_route(routes, name)
-        return next(model for model in listed if model["id"] == name)
+    @gateway.rest.get("/v1/models/{name:path}")
+    async def get_model(name: str, request: Request) -> dict[str, Any]:
+        models = listed(request)
+        if name not in models:
+            raise ModelNotFoundError(name, models)
+        return models[name]
 
 
-def _add_health(app: FastAPI, learning: Learning, routes: dict[str, ServedRoute]) -> None:
-    closed = [name for name, route in routes.items() if all(m.missing_key_env for m in route.models.values())]
+def _add_health(gateway: Gateway) -> None:
+    learning = gateway.learning
 
-    @app.get("/healthz")
+    def closed() -> list[str]:
+        return sorted(
+            {
+                name
+                for routes in gateway.pipeline.routes.values()
+                for name, route in routes.items()
+                if all(model.missing_key_env for model in route.models.values())
+            }
+        )
+
+    @gateway.rest.get("/healthz")
     async def live() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @gateway.rest.get("/readyz")
     async def ready(response: Response) -> dict[str, Any]:
         """503 where a route has no model with a key. Decisions never need the store: its absence is told, no more."""
-        response.status_code = 503 if closed else 200
-        return {
-            "status": "not ready" if closed else "degraded" if learning.store_error else "ready",
-            "routes_without_a_key": closed,
+        without_key = closed()
+        response.status_code = 503 if without_key else 200
+        told = {
+            "status": "not ready" if without_key else "degraded" if learning.store_error else "ready",
+            "routes_without_a_key": without_key,
             "store": learning.store_error or "ok",
             "feedback_queued": learning.intake.queued,
             "feedback_unsettled": learning.intake.unsettled,
             "feedback_dead_letters": learning.spool.dead_letters(),
-            "routes": {scope: _learned(learning, scope) for scope in learning.routes},
         }
+        if gateway.settings.keys:  # what was learned is its tenants' business
+            return told
+        return told | {"routes": {scope: learned_so_far(learning, scope) for scope in learning.routes}}
+
+    if not gateway.settings.keys:
+
+        @gateway.rest.get("/metrics")
+        async def metrics() -> Response:
+            """For Prometheus. With keys in the configuration it is on the operator's listener only."""
+            return gateway.metrics.page(gateway)
 
 
-def _learned(learning: Learning, scope: str) -> dict[str, Any]:
+def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
     route = learning.routes[scope]
     state, ratings = route.replica.state, route.replica.state.ratings_per_arm()
     counters = asdict(route.replica.counters)
@@ -143,7 +214,7 @@ def _learned(learning: Learning, scope: str) -> dict[str, Any]:
     } | counters
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Every error in the OpenAI envelope."""
 
     @app.exception_handler(ApiError)
@@ -182,17 +253,17 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _response(ApiError(message, status=500, type="server_error", code="internal_error"))
 
 
-def _bounded(receive: Receive) -> Receive:
-    """A request's body up to SMALL_BODY_BYTES: no route but the chat needs more."""
+def _bounded(receive: Receive, limit_bytes: int) -> Receive:
+    """A request's body up to so many bytes."""
     read = 0
 
     async def receive_bounded() -> Message:
         nonlocal read
         message = await receive()
         read += len(message.get("body", b""))
-        if read > SMALL_BODY_BYTES:
+        if read > limit_bytes:
             raise HTTPException(
-                413, f"The request body is too large; at most {SMALL_BODY_BYTES} bytes are read here."
+                413, f"The request body is too large; at most {limit_bytes} bytes are read here."
             )
         return message
 

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError
+from service.access import Access, Admission
+from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError, RequestTimeoutError
 from service.pipeline import Pipeline
 from service.request import parse_chat
 
@@ -19,25 +20,50 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 PATH: Final = "/v1/chat/completions"
+BODY_TIMEOUT_S: Final = 30.0
 JSON: Final = {"content-type": "application/json"}
 log = logging.getLogger(__name__)
 
 
 class ChatRoute:
-    def __init__(self, pipeline: Pipeline, *, max_body_bytes: int) -> None:
-        self._pipeline, self._max_body_bytes = pipeline, max_body_bytes
+    """body_timeout_s: how long a client may take to say what it wants."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        access: Access,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float = BODY_TIMEOUT_S,
+    ) -> None:
+        self._pipeline, self._access = pipeline, access
+        self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowedError("POST")
-            body = await self._body(receive)
+            admission = self._access.admit(scope["headers"])
         except ApiError as error:
             await _send_error(send, error)
             return
+        try:
+            await self._serve(admission, receive, send)
+        except ApiError as error:
+            await _send_error(send, error)
+        finally:
+            admission.let_go()
+
+    async def _serve(self, admission: Admission, receive: Receive, send: Send) -> None:
+        """Raises ApiError while nothing is sent yet."""
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                body = await self._body(receive)
+        except TimeoutError:
+            raise RequestTimeoutError(self._body_timeout_s) from None
         if body is None:
             return  # the client left before it had said what it wants
-        work = asyncio.create_task(self._respond(body, send))
+        work = asyncio.create_task(self._respond(body, admission, send))
         gone = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -62,19 +88,22 @@ class ChatRoute:
             if not message.get("more_body"):
                 return b"".join(pieces)
 
-    async def _respond(self, body: bytes, send: Send) -> None:
+    async def _respond(self, body: bytes, admission: Admission, send: Send) -> None:
         started = False
         try:
-            async with self._pipeline.answer(parse_chat(body)) as answer:
+            async with self._pipeline.answer(parse_chat(body), admission.caller) as answer:
                 started = True
                 if isinstance(answer.content, bytes):
+                    admission.let_go()
                     await _send_whole(send, answer.status, answer.headers, answer.content)
                     return
                 await _start(send, answer.status, answer.headers)
                 async for piece in answer.content:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
+            admission.let_go()
             await send({"type": "http.response.body", "body": b""})
         except ApiError as error:
+            admission.let_go()
             await _send_error(send, error)
         except Exception:
             log.exception("a chat request failed within the gateway")

@@ -4,7 +4,9 @@
     routes:   name -> the models to choose from, and how   (Route)
     server:   where the gateway listens                    (ServerSettings)
     store:    where what was learned is kept               (StoreSettings)
-    upstream: how long a model may take                    (UpstreamSettings)
+    upstream: how long a model may take, how often to try  (UpstreamSettings)
+    access:   who may use the gateway                      (Key)
+    admin:    the operator's own listener                  (AdminSettings)
 
 Secrets stand in the environment; the file names their variables. No secret appears in a `repr` or an error.
 """
@@ -19,13 +21,48 @@ from pydantic import ValidationError
 
 from bandit.arms import Arm
 from service.config_problems import ConfigError, problems_of
-from service.config_shape import FileEntry, ModelEntry, RouteEntry, StoreEntry, Surroundings
+from service.config_shape import (
+    AdminEntry,
+    DeploymentEntry,
+    FileEntry,
+    KeyEntry,
+    ModelEntry,
+    RouteEntry,
+    RuleEntry,
+    StoreEntry,
+    Surroundings,
+)
 from service.yaml_lines import Document, Problem, read_yaml
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 
-StrategyName = Literal["bandit", "fixed", "uniform"]
+DEFAULT_TENANT: Final = "default"  # of everybody where no key tells tenants apart
+
+StrategyName = Literal["bandit", "fixed", "uniform", "cascade"]
+SignalName = Literal["logprob", "judge"]
 ObjectiveName = Literal["quality", "balanced", "cost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One place where a model is served. Several of one model give the same answers: load is balanced over them.
+
+    name: the model's name, from the second place on with #2, #3, ...
+    base_url: any OpenAI-compatible base URL, http or https, without credentials; no slash at its end.
+    upstream_model: what this place calls the model; default: the model's own, then its name.
+    api_key: the value of the variable named in `api_key_env`, or None if none is named or the variable is unset.
+    missing_key_env: the named variable that is unset or empty: the place is unavailable, and this is the reason.
+    weight: share of the load beside the model's other places, above 0, at most 1000, default 1.
+    max_concurrent: calls at once, 1 to 10^6; None: no limit.
+    """
+
+    name: str
+    base_url: str
+    upstream_model: str
+    api_key: str | None = field(default=None, repr=False)
+    missing_key_env: str | None = None
+    weight: float = 1.0
+    max_concurrent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +70,71 @@ class Model:
     """A model that may be called.
 
     arm: name; price_usd_per_mtok_in and _out (USD per million tokens, 0 to 10^6, required); context_window_tokens (1 to
-        10^9, default 128,000); tools (can it call tools, default true).
-    base_url: any OpenAI-compatible base URL, http or https, without credentials; no slash at its end.
-    upstream_model: what the upstream calls the model; default: its name here.
-    api_key: the value of the variable named in `api_key_env`, or None if none is named or the variable is unset.
-    missing_key_env: the named variable that is unset or empty: the model is unavailable, and this is the reason.
+        10^9, default 128,000); tools, images, json_schema (can it call tools, see images, keep to a schema; default true).
+    deployments: at least one: the model's own base_url, or those listed.
+    price_usd_per_mtok_cached_in: for prompt tokens read from the provider's cache; default: as any prompt token.
+    reasoning_effort: sent with every request, whatever the client says, so that (model, effort) is an arm of its own;
+        one of none, minimal, low, medium, high, xhigh; None: the client's own.
+    withdrawn: it is called no more, though routes list it; what was learned of it is kept. Default false.
     """
 
     arm: Arm
-    base_url: str
-    upstream_model: str
-    api_key: str | None = field(default=None, repr=False)
-    missing_key_env: str | None = None
+    deployments: tuple[Deployment, ...]
+    price_usd_per_mtok_cached_in: float
+    reasoning_effort: str | None = None
+    withdrawn: bool = False
+
+    @property
+    def missing_key_env(self) -> str | None:
+        """Why the model can be called nowhere, or None."""
+        missing = [deployment.missing_key_env for deployment in self.deployments]
+        return missing[0] if all(missing) else None
+
+    def cost_usd(self, tokens_in: int, tokens_out: int, *, tokens_cached: int = 0) -> float:
+        """What a call is billed. tokens_cached: those of tokens_in that came from the provider's cache."""
+        saved = tokens_cached * (self.arm.price_usd_per_mtok_in - self.price_usd_per_mtok_cached_in) * 1e-6
+        return self.arm.cost_usd(tokens_in, tokens_out) - saved
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """Which requests a rule is for: those that meet everything given. None: anything will do.
+
+    task: one of these, as told in `router.task`. tenant: of one of these. keywords: any of these in the last user
+    message, whatever the case. header: each of these with this value. tokens_from, tokens_to: the prompt's estimated
+    length, both included. tools, images: the request has some, or has none.
+    """
+
+    task: frozenset[str] | None = None
+    tenant: frozenset[str] | None = None
+    keywords: tuple[str, ...] | None = None
+    header: tuple[tuple[str, str], ...] | None = None
+    tokens_from: int | None = None
+    tokens_to: int | None = None
+    tools: bool | None = None
+    images: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Requests that meet `when` go to one of `models` only. name: what people call it; default: rule 1, rule 2, ..."""
+
+    name: str
+    when: When
+    models: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """When an answer of a cheaper model is good enough, so that no dearer one is asked.
+
+    signal: "logprob" (default; the mean probability of the answer's tokens) or "judge" (a score by the model `judge`).
+    accept_from: the signal, 0 to 1, from which on an answer is taken.
+    """
+
+    signal: SignalName
+    accept_from: float
+    judge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +143,18 @@ class Route:
 
     name: 1 to 64 of a-z 0-9 _ . -; it is part of the store's keys. Never the name of a model.
     models: at least one, in the order listed.
-    strategy: "bandit" (default), "fixed" (the first listed that can serve) or "uniform".
+    strategy: "bandit" (default), "fixed" (the first listed that can serve), "uniform" or "cascade" (one after the other
+        in the order listed, until an answer is good enough).
     objective: "quality", "balanced" (default) or "cost".
     usd_per_quality: USD that one full point of quality (0 to 1) is worth, above 0, at most 10^6; for "balanced", and
         required when the strategy is "bandit".
     quality_floor: for "cost": how far expected quality may lie below the best model's, 0 to 1, default 0.02.
     exploration_floor: total probability spread over all eligible models, 0.0001 to 0.2, default 0.01.
+    rules: narrow the choice before the strategy chooses; the first that fits the request counts.
+    cascade: required with, and only with, that strategy.
+    sticky_sessions: a conversation stays with its model unless the gain beats the price of a lost prompt cache, default
+        true; acts where a model's cached tokens are cheaper, with strategy "bandit".
+    hedge_after_s: ask a second model too when the first has not begun to answer by then; default: never.
     """
 
     name: str
@@ -68,15 +164,46 @@ class Route:
     usd_per_quality: float | None
     quality_floor: float
     exploration_floor: float
+    rules: tuple[Rule, ...] = ()
+    cascade: Cascade | None = None
+    sticky_sessions: bool = True
+    hedge_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """host: address to listen on. port: 0 to 65535, 0 for any free one. max_body_bytes: longest request, 1 KiB to 1 GiB."""
+    """host: address to listen on. port: 0 to 65535, 0 for any free one. max_body_bytes: longest request, 1 KiB to 1 GiB.
+
+    max_concurrent: chat requests at once, 1 to 10^6, default 1000; one more is turned away with 503.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     max_body_bytes: int = 4 * 1024 * 1024
+    max_concurrent: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A client's key. The file holds its SHA-256 only.
+
+    tenant: whose decisions and feedback it sees, 1 to 32 of a-z 0-9 _ -, default "default".
+    max_concurrent, requests_per_minute: what it may do, 1 to 10^6; None: no limit of its own.
+    """
+
+    sha256: bytes = field(repr=False)
+    tenant: str = "default"
+    max_concurrent: int | None = None
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """The operator's own listener: host (default 127.0.0.1), port (default 8081, 0 for any), SHA-256 of its key."""
+
+    host: str
+    port: int
+    key_sha256: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,26 +233,44 @@ class UpstreamSettings:
     connect_timeout_s: until the connection stands, TLS included, default 5.
     first_byte_timeout_s: from sending the request until the head of the reply is there, connecting included, default 60.
     idle_timeout_s: between two chunks of the reply, default 60.
+    max_attempts: calls for one request at most, 1 to 10, default 3.
+    retry_share: calls beyond the first, over all requests, as a share of them, 0 to 1, default 0.1.
     """
 
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: float = 60.0
     idle_timeout_s: float = 60.0
+    max_attempts: int = 3
+    retry_share: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The whole file, with what its variables name in the environment."""
+    """The whole file, with what its variables name in the environment.
+
+    keys: who may use the gateway; empty: anybody. admin: None without the operator's listener.
+    """
 
     models: Mapping[str, Model]
     routes: Mapping[str, Route]
     server: ServerSettings
     store: StoreSettings
     upstream: UpstreamSettings
+    keys: tuple[Key, ...] = ()
+    admin: AdminSettings | None = None
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(key.tenant for key in self.keys)) or (DEFAULT_TENANT,)
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     """The settings in the file at `path`. Raises ConfigError, which names every problem with its line."""
+    return parse_settings(read_file(path), source=str(path), folder=path.parent, environ=environ)
+
+
+def read_file(path: Path) -> str:
+    """The file's text. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -134,13 +279,12 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     if len(data) > MAX_FILE_BYTES:
         raise _too_long(str(path))
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             str(path), [Problem(line, (), "the file should be UTF-8, and here it is not")]
         ) from None
-    return parse_settings(text, source=str(path), folder=path.parent, environ=environ)
 
 
 def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str, str]) -> Settings:
@@ -152,6 +296,7 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
         raise _too_long(source)
     document = read_yaml(text)
     contents, problems = _validated(document, environ)
+    problems += _routes_without_models(contents, document) if contents else []
     if contents is None or problems:
         raise ConfigError(source, problems)
     return Settings(
@@ -162,6 +307,8 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
         server=ServerSettings(**contents.server.model_dump()),
         store=_store(contents.store, folder, environ),
         upstream=UpstreamSettings(**contents.upstream.model_dump()),
+        keys=tuple(_key(entry) for entry in contents.access.keys) if contents.access else (),
+        admin=_admin(contents.admin) if contents.admin else None,
     )
 
 
@@ -175,13 +322,23 @@ def _validated(document: Document, environ: Mapping[str, str]) -> tuple[FileEntr
         return None, problems + problems_of(error, document)
 
 
+def _routes_without_models(contents: FileEntry, document: Document) -> list[Problem]:
+    closed = [
+        ("routes", name, "models")
+        for name, route in contents.routes.items()
+        if all(contents.models[model].withdrawn for model in route.models)
+    ]
+    sentence = "every model that the route lists is withdrawn; leave it one"
+    return [Problem(document.line_of(location), location, sentence) for location in closed]
+
+
 def _surroundings(document: Document, environ: Mapping[str, str]) -> Surroundings:
     models = document.value.get("models") if isinstance(document.value, dict) else None
     return Surroundings(frozenset(models if isinstance(models, dict) else ()), environ)
 
 
 def _model(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Model:
-    key = environ.get(entry.api_key_env, "").strip() if entry.api_key_env else ""
+    cached = entry.price_usd_per_mtok_cached_in
     return Model(
         arm=Arm(
             name,
@@ -189,12 +346,35 @@ def _model(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Model:
             price_usd_per_mtok_out=entry.price_usd_per_mtok_out,
             context_window_tokens=entry.context_window_tokens,
             tools=entry.tools,
+            images=entry.images,
+            json_schema=entry.json_schema,
         ),
-        base_url=entry.base_url,
-        upstream_model=entry.upstream_model or name,
-        api_key=key or None,
-        missing_key_env=None if key else entry.api_key_env,
+        deployments=_deployments(name, entry, environ),
+        price_usd_per_mtok_cached_in=entry.price_usd_per_mtok_in if cached is None else cached,
+        reasoning_effort=entry.reasoning_effort,
+        withdrawn=entry.withdrawn,
     )
+
+
+def _deployments(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> tuple[Deployment, ...]:
+    """The places listed, or the one that the model itself names. What a place does not say, its model says for it."""
+    listed = entry.deployments or [DeploymentEntry(base_url=entry.base_url or "")]
+    deployments = []
+    for number, place in enumerate(listed, start=1):
+        variable = place.api_key_env or entry.api_key_env
+        key = environ.get(variable, "").strip() if variable else ""
+        deployments.append(
+            Deployment(
+                name=name if number == 1 else f"{name}#{number}",
+                base_url=place.base_url,
+                upstream_model=place.upstream_model or entry.upstream_model or name,
+                api_key=key or None,
+                missing_key_env=None if key else variable,
+                weight=place.weight,
+                max_concurrent=place.max_concurrent or entry.max_concurrent,
+            )
+        )
+    return tuple(deployments)
 
 
 def _route(name: str, entry: RouteEntry) -> Route:
@@ -206,7 +386,42 @@ def _route(name: str, entry: RouteEntry) -> Route:
         usd_per_quality=entry.usd_per_quality,
         quality_floor=entry.quality_floor,
         exploration_floor=entry.exploration_floor,
+        rules=tuple(_rule(number, rule) for number, rule in enumerate(entry.rules, start=1)),
+        cascade=Cascade(**entry.cascade.model_dump()) if entry.cascade else None,
+        sticky_sessions=entry.sticky_sessions,
+        hedge_after_s=entry.hedge_after_s,
     )
+
+
+def _rule(number: int, entry: RuleEntry) -> Rule:
+    when = entry.when
+    return Rule(
+        name=entry.name or f"rule {number}",
+        when=When(
+            task=None if when.task is None else frozenset(when.task),
+            tenant=None if when.tenant is None else frozenset(when.tenant),
+            keywords=None if when.keywords is None else tuple(word.lower() for word in when.keywords),
+            header=None if when.header is None else tuple(when.header.items()),
+            tokens_from=when.tokens_from,
+            tokens_to=when.tokens_to,
+            tools=when.tools,
+            images=when.images,
+        ),
+        models=frozenset(entry.models),
+    )
+
+
+def _key(entry: KeyEntry) -> Key:
+    return Key(
+        sha256=bytes.fromhex(entry.sha256),
+        tenant=entry.tenant,
+        max_concurrent=entry.max_concurrent,
+        requests_per_minute=entry.requests_per_minute,
+    )
+
+
+def _admin(entry: AdminEntry) -> AdminSettings:
+    return AdminSettings(entry.host, entry.port, bytes.fromhex(entry.key_sha256))
 
 
 def _store(entry: StoreEntry, folder: Path, environ: Mapping[str, str]) -> StoreSettings:

@@ -8,21 +8,43 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from service.config_shape import (
+    AccessEntry,
+    AdminEntry,
+    CascadeEntry,
+    DeploymentEntry,
     FileEntry,
+    KeyEntry,
     ModelEntry,
     RouteEntry,
+    RuleEntry,
     ServerEntry,
     StoreEntry,
     UpstreamEntry,
+    WhenEntry,
     nearest,
 )
 from service.yaml_lines import Document, Location, Problem
 
 MAX_SHOWN: Final = 100
-SECTIONS: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
-    {"server": ServerEntry, "store": StoreEntry, "upstream": UpstreamEntry}
+SHAPES: Final[Mapping[tuple[str, ...], type[BaseModel]]] = (
+    MappingProxyType(  # * stands for any name or number
+        {
+            (): FileEntry,
+            ("server",): ServerEntry,
+            ("access",): AccessEntry,
+            ("access", "keys", "*"): KeyEntry,
+            ("admin",): AdminEntry,
+            ("store",): StoreEntry,
+            ("upstream",): UpstreamEntry,
+            ("models", "*"): ModelEntry,
+            ("models", "*", "deployments", "*"): DeploymentEntry,
+            ("routes", "*"): RouteEntry,
+            ("routes", "*", "cascade"): CascadeEntry,
+            ("routes", "*", "rules", "*"): RuleEntry,
+            ("routes", "*", "rules", "*", "when"): WhenEntry,
+        }
+    )
 )
-ENTRIES: Final[Mapping[str, type[BaseModel]]] = MappingProxyType({"models": ModelEntry, "routes": RouteEntry})
 EXPECTED: Final[Mapping[str, str]] = MappingProxyType(
     {
         "missing": "missing; this field is required",
@@ -84,12 +106,12 @@ def _quoted(words: str) -> frozenset[str]:
 
 
 def _fields_at(location: Location) -> frozenset[str]:
-    entry: type[BaseModel] = FileEntry
-    if len(location) == 1:
-        entry = SECTIONS[str(location[0])]
-    elif len(location) == 2:
-        entry = ENTRIES[str(location[0])]
-    return frozenset(entry.model_fields)
+    for pattern, shape in SHAPES.items():
+        if len(pattern) == len(location) and all(
+            here in ("*", part) for here, part in zip(pattern, location, strict=True)
+        ):
+            return frozenset(shape.model_fields)
+    raise AssertionError("every section has its shape")
 
 
 def _kind_of(value: Any) -> str:

@@ -20,6 +20,9 @@ MODEL_NAME: Final = re.compile(r"[A-Za-z0-9@][A-Za-z0-9_.:/@+-]{0,199}")
 ROUTE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 KEY_PREFIX: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
+TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+SHA256: Final = re.compile(r"[0-9A-Fa-f]{64}")
 HEADER_VALUE: Final = re.compile(r"[!-~]+")  # visible ASCII: what may stand behind `Bearer `
 
 
@@ -154,6 +157,74 @@ def _key_prefix(prefix: str) -> str:
     return prefix
 
 
+def _one_place(url: str | None, info: ValidationInfo) -> str | None:
+    """Where a model is served: at one URL, or at each of its deployments."""
+    deployments = info.data.get("deployments", ())  # () where they are wrong themselves
+    if url is None and deployments is None:
+        raise _wrong(
+            "missing; this field is required (or `deployments`, for a model served in several places)"
+        )
+    if url is not None and deployments:
+        raise _wrong("stands beside `deployments`; give every deployment its own base_url instead")
+    return url
+
+
+def _header_name(name: str) -> str:
+    if not HEADER_NAME.fullmatch(name):
+        raise _wrong("should be the name of a header: letters, digits and -")
+    return name.lower()
+
+
+def _tenant(name: str) -> str:
+    if not TENANT_NAME.fullmatch(name):
+        raise _wrong(
+            "a tenant's name is 1 to 32 lower-case letters, digits or _ -, and begins with a letter or digit"
+        )
+    return name
+
+
+def _sha256(digest: str) -> str:
+    if not SHA256.fullmatch(digest):
+        raise _wrong(
+            "should be the SHA-256 of the key, 64 hex digits, never the key itself: printf %s KEY | sha256sum"
+        )
+    return digest.lower()
+
+
+def _own_keys(keys: "list[KeyEntry]") -> "list[KeyEntry]":
+    digests = [key.sha256 for key in keys]
+    if len(set(digests)) != len(digests):
+        raise _wrong("lists a key more than once; which tenant is it of?")
+    return keys
+
+
+def _rules_of_this_route(rules: "list[RuleEntry]", info: ValidationInfo) -> "list[RuleEntry]":
+    """A rule can only narrow the choice."""
+    listed = info.data.get("models", [])
+    for rule in rules:
+        for name in rule.models:
+            if listed and name not in listed:
+                raise _wrong(
+                    f"a rule names {name!r:.100}, which this route does not list{nearest(name, frozenset(listed))}"
+                )
+    return rules
+
+
+def _cascade_of_this_route(cascade: "CascadeEntry | None", info: ValidationInfo) -> "CascadeEntry | None":
+    strategy = info.data.get("strategy")
+    if strategy == "cascade" and cascade is None:
+        raise _wrong("missing: `strategy: cascade` needs to know when an answer is good enough")
+    if strategy is not None and strategy != "cascade" and cascade is not None:
+        raise _wrong("acts only with `strategy: cascade`")
+    return cascade
+
+
+def _judge(judge: str | None, info: ValidationInfo) -> str | None:
+    if info.data.get("signal") == "judge" and judge is None:
+        raise _wrong("missing: `signal: judge` needs the name of the model that judges")
+    return judge
+
+
 def _worth(worth: float | None, info: ValidationInfo) -> float | None:
     weighed = (info.data.get("strategy"), info.data.get("objective")) == ("bandit", "balanced")
     if worth is None and weighed:
@@ -163,7 +234,13 @@ def _worth(worth: float | None, info: ValidationInfo) -> float | None:
 
 Price = Annotated[float, Field(ge=0, le=1e6)]
 Timeout = Annotated[float, Field(gt=0, le=3600)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Printable = Annotated[str, AfterValidator(_printable)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
+ModelName = Annotated[str, AfterValidator(_known_model)]
+KeyVariable = Annotated[VariableName, AfterValidator(_usable_key)]
+Digest = Annotated[str, AfterValidator(_sha256)]
+Limit = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class _Section(BaseModel):
@@ -172,38 +249,102 @@ class _Section(BaseModel):
     )
 
 
-class ModelEntry(_Section):
+class DeploymentEntry(_Section):
     base_url: Annotated[str, AfterValidator(_base_url)]
-    upstream_model: Annotated[str, AfterValidator(_printable)] | None = None
-    api_key_env: Annotated[VariableName, AfterValidator(_usable_key)] | None = None
+    upstream_model: Printable | None = None
+    api_key_env: KeyVariable | None = None
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    max_concurrent: Limit | None = None
+
+
+class ModelEntry(_Section):
+    deployments: Annotated[list[DeploymentEntry], Field(min_length=1, max_length=100)] | None = None
+    base_url: Annotated[
+        Annotated[str, AfterValidator(_base_url)] | None,
+        AfterValidator(_one_place),
+        Field(validate_default=True),
+    ] = None
+    upstream_model: Printable | None = None
+    api_key_env: KeyVariable | None = None
+    max_concurrent: Limit | None = None
     price_usd_per_mtok_in: Price
     price_usd_per_mtok_out: Price
+    price_usd_per_mtok_cached_in: Price | None = None
     context_window_tokens: int = Field(default=128_000, ge=1, le=1_000_000_000)
     tools: bool = True
+    images: bool = True
+    json_schema: bool = True
+    withdrawn: bool = False
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+
+
+class WhenEntry(_Section):
+    task: Annotated[list[Printable], Field(min_length=1)] | None = None
+    tenant: Annotated[list[Annotated[str, AfterValidator(_tenant)]], Field(min_length=1)] | None = None
+    keywords: Annotated[list[Printable], Field(min_length=1)] | None = None
+    header: dict[Annotated[str, AfterValidator(_header_name)], Printable] | None = None
+    tokens_from: Annotated[int, Field(ge=1)] | None = None
+    tokens_to: Annotated[int, Field(ge=1)] | None = None
+    tools: bool | None = None
+    images: bool | None = None
+
+
+class RuleEntry(_Section):
+    name: Printable | None = None
+    when: WhenEntry = Field(default_factory=WhenEntry)
+    models: Annotated[list[ModelName], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class CascadeEntry(_Section):
+    signal: Literal["logprob", "judge"] = "logprob"
+    judge: Annotated[ModelName | None, AfterValidator(_judge), Field(validate_default=True)] = None
+    accept_from: Share
 
 
 class RouteEntry(_Section):
-    models: Annotated[
-        list[Annotated[str, AfterValidator(_known_model)]], Field(min_length=1), AfterValidator(_distinct)
-    ]
-    strategy: Literal["bandit", "fixed", "uniform"] = "bandit"
+    models: Annotated[list[ModelName], Field(min_length=1), AfterValidator(_distinct)]
+    strategy: Literal["bandit", "fixed", "uniform", "cascade"] = "bandit"
     objective: Literal["quality", "balanced", "cost"] = "balanced"
     usd_per_quality: Annotated[
         Annotated[float, Field(gt=0, le=1e6)] | None, AfterValidator(_worth), Field(validate_default=True)
     ] = None
     quality_floor: float = Field(default=0.02, ge=0, le=1)
     exploration_floor: float = Field(default=0.01, ge=0.0001, le=0.2)
+    rules: Annotated[list[RuleEntry], AfterValidator(_rules_of_this_route)] = Field(default_factory=list)
+    cascade: Annotated[
+        CascadeEntry | None, AfterValidator(_cascade_of_this_route), Field(validate_default=True)
+    ] = None
+    sticky_sessions: bool = True
+    hedge_after_s: Timeout | None = None
 
 
 class ServerEntry(_Section):
-    host: Annotated[str, AfterValidator(_printable)] = "127.0.0.1"
+    host: Printable = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
+    max_concurrent: Limit = 1000
+
+
+class KeyEntry(_Section):
+    sha256: Digest
+    tenant: Annotated[str, AfterValidator(_tenant)] = "default"
+    max_concurrent: Limit | None = None
+    requests_per_minute: Limit | None = None
+
+
+class AccessEntry(_Section):
+    keys: Annotated[list[KeyEntry], Field(min_length=1), AfterValidator(_own_keys)]
+
+
+class AdminEntry(_Section):
+    host: Printable = "127.0.0.1"
+    port: int = Field(default=8081, ge=0, le=65535)
+    key_sha256: Digest
 
 
 class StoreEntry(_Section):
     url: Annotated[str | None, BeforeValidator(_redis_url), Field(validate_default=True)] = None
-    state_dir: Annotated[str, AfterValidator(_printable)] = ".state"
+    state_dir: Printable = ".state"
     key_prefix: Annotated[str, AfterValidator(_key_prefix)] = "lr"
     feedback_window_h: float = Field(default=168.0, gt=0, le=8760)
     secret_env: Annotated[VariableName, AfterValidator(_usable_secret)] | None = None
@@ -214,6 +355,8 @@ class UpstreamEntry(_Section):
     connect_timeout_s: Timeout = 5.0
     first_byte_timeout_s: Timeout = 60.0
     idle_timeout_s: Timeout = 60.0
+    max_attempts: int = Field(default=3, ge=1, le=10)
+    retry_share: float = Field(default=0.1, ge=0, le=1)
 
 
 class FileEntry(_Section):
@@ -222,6 +365,8 @@ class FileEntry(_Section):
     models: Annotated[dict[Annotated[str, AfterValidator(_model_name)], ModelEntry], Field(min_length=1)]
     routes: Annotated[dict[Annotated[str, AfterValidator(_route_name)], RouteEntry], Field(min_length=1)]
     server: ServerEntry = Field(default_factory=ServerEntry)
+    access: AccessEntry | None = None
+    admin: AdminEntry | None = None
     # An absent section is validated as an empty one: its address may come from the environment.
     store: StoreEntry = Field(default={}, validate_default=True)
     upstream: UpstreamEntry = Field(default_factory=UpstreamEntry)

@@ -3,13 +3,17 @@
 ApiError                        any status; the others below are its common shapes
 ├── BadRequestError         400 a field is wrong, named in `param`
 │   └── NoEligibleModelError    no model of the route can serve the request, with the reason for each
+├── UnauthorizedError       401 no key, or none that is known here
 ├── ModelNotFoundError      404 neither a route nor a model of this gateway
+├── RequestTimeoutError     408 the body did not come in time
 ├── PayloadTooLargeError    413 the body is longer than the gateway reads
+├── RateLimitError          429 the caller, or every model for it, has done as much as it may; says when to come back
 ├── UpstreamFailedError     502 every model tried failed
 ├── UpstreamTimeoutError    504 the model did not answer in time
 └── UnavailableError        503 the gateway cannot serve now; says when to come back
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -80,10 +84,42 @@ class ModelNotFoundError(ApiError):
         )
 
 
+class UnauthorizedError(ApiError):
+    """The same words whatever is wrong with the key."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This gateway takes requests with a key of its own: `Authorization: Bearer KEY`.",
+            status=401,
+            type="authentication_error",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+
+class RateLimitError(ApiError):
+    """retry_after_s: told in whole seconds, rounded up, and in milliseconds."""
+
+    def __init__(self, message: str, retry_after_s: float, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        super().__init__(
+            message,
+            status=429,
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+            headers={**headers, **_come_back(retry_after_s)},
+        )
+
+
 class PayloadTooLargeError(ApiError):
     def __init__(self, max_body_bytes: int) -> None:
         message = f"The request body is too large; this gateway reads at most {max_body_bytes} bytes."
         super().__init__(message, status=413, type="invalid_request_error", code="payload_too_large")
+
+
+class RequestTimeoutError(ApiError):
+    def __init__(self, timeout_s: float) -> None:
+        message = f"The request body did not come within {timeout_s:g} s."
+        super().__init__(message, status=408, type="invalid_request_error", code="request_timeout")
 
 
 class UpstreamFailedError(ApiError):
@@ -96,6 +132,14 @@ class UpstreamTimeoutError(ApiError):
         super().__init__(message, status=504, type="server_error", code="upstream_timeout")
 
 
+class UnavailableError(ApiError):
+    """retry_after_s: None where nobody knows when it will be better."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None, *, code: str = "overloaded") -> None:
+        headers = NO_HEADERS if retry_after_s is None else _come_back(retry_after_s)
+        super().__init__(message, status=503, type="server_error", code=code, headers=headers)
+
+
 class MethodNotAllowedError(ApiError):
     def __init__(self, allowed: str) -> None:
         super().__init__(
@@ -105,6 +149,10 @@ class MethodNotAllowedError(ApiError):
             code="method_not_allowed",
             headers={"allow": allowed},
         )
+
+
+def _come_back(after_s: float) -> dict[str, str]:
+    return {"retry-after": str(math.ceil(after_s)), "retry-after-ms": str(math.ceil(after_s * 1000))}
 
 
 def _shown(text: str) -> str:

@@ -1,299 +1,350 @@
 """The straight line of a chat request.
 
     parse -> features -> candidates (each exclusion with its reason) -> decide -> hand the decision to the recorder
-          -> upstream -> reply, with the decision's id in it -> what the call took
+          -> call the model -> reply, with the decision's id in it -> what the call took
 
 Nothing on this line waits for the store. Until the first byte of an answer has come, a failed model is dropped and the
 next decision is made among the rest; every attempt is a decision of its own, with an id of its own.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import orjson
+import numpy as np
 
-from bandit.arms import Exclusion, eligible
+from bandit.arms import Arm, Exclusion, eligible
 from bandit.decide import Decision, decide
 from bandit.features import context_of
-from bandit.statistics import CallStatistics
+from bandit.policy import Policy
 from bandit.types import Context
 from feedback.records import encode_record, prefix_of
-from service.config import Model
-from service.errors import ApiError, NoEligibleModelError, UpstreamFailedError, UpstreamTimeoutError
-from service.reply import Usage, identity, streamed, whole
-from service.request import ChatRequest
-from service.routes import ServedRoute, find_route
-from service.splice import replace_values
-from service.sse import EventTooLargeError
-from service.upstream import Reply, Upstream, UpstreamError
+from service.access import ANYBODY, Caller
+from service.calls import Answer, Attempt, Call, Calls, Shell, Tries
+from service.cascade import judge_request, judge_score, text_of, token_confidence, without_logprobs
+from service.config import Cascade, Settings
+from service.deployments import REASONS, Deployments
+from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
+from service.explain import beliefs, expected_utility, explanation_of, shown
+from service.hedge import hedged
+from service.narrowing import narrowed
+from service.outcomes import Outcomes
+from service.refusals import FailedError
+from service.request import ChatRequest, parse_chat
+from service.retry_budget import RetryBudget
+from service.routes import Routes, ServedRoute, find_route
+from service.sessions import Conversation, Held, Sessions, conversation_of, with_cache
 
-# The operator's key, account or URL: the client would read it as its own fault.
-OURS_TO_MEND: Final = frozenset({401, 402, 403, 404, 405})
-# Another model may well answer; so it may after every 5xx.
-TRY_ANOTHER_STATUS: Final = OURS_TO_MEND | {408, 409, 413, 425, 429}
-KEPT_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms")
-
-
-@dataclass(frozen=True, slots=True)
-class Shell:
-    """What the pipeline takes from outside. now: Unix seconds; ticks: monotonic nanoseconds; new_id: scope -> id."""
-
-    upstream: Upstream
-    now: Callable[[], float]
-    ticks: Callable[[], int]
-    new_id: Callable[[str], str]
+AT_FAULT: Final = frozenset({"unavailable", "resting"})  # exclusions that are no doing of the client's
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A reply whose first byte is there. content: the whole body, or what yields it; headers are lower-case."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes | AsyncIterator[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One decision on its way to its model; started: ticks when it was sent."""
+@dataclass(slots=True)
+class _Request:
+    """One client request on its way. out: models that are no candidates (any more), each with its reason."""
 
     ask: ChatRequest
+    caller: Caller
     route: ServedRoute
-    model: Model
-    decision: Decision
-    started: int
+    context: Context
+    policy: Policy
+    policy_tag: bytes
+    arms: tuple[Arm, ...]
+    out: dict[str, Exclusion]
+    tries: Tries
+    conversation: Conversation | None
+    decisions: int = 0
+    asked: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """What came of one attempt. stack: what to leave when the client has it all."""
+
+    attempt: Attempt
+    answer: Answer
+    stack: AsyncExitStack
 
 
 class Pipeline:
-    """routes: what a client may ask for -> how it is served."""
+    """routes: tenant -> what a client may ask for -> how it is served."""
 
-    def __init__(self, routes: Mapping[str, ServedRoute], shell: Shell) -> None:
-        self.routes = routes
-        self._shell = shell
+    def __init__(
+        self, settings: Settings, routes: Mapping[str, Routes], shell: Shell, outcomes: Outcomes
+    ) -> None:
+        self.routes, self.outcomes = routes, outcomes
+        self.deployments = Deployments(settings.models)
+        self._shell, self._settings = shell, settings
+        self.calls = Calls(shell, self.deployments, outcomes, settings.upstream)
+        self._sessions = Sessions()
+        self.budget = RetryBudget(settings.upstream.retry_share, now_s=self.calls.now_s)
+
+    def adopt(self, settings: Settings, routes: Mapping[str, Routes]) -> None:
+        """Serve these models and routes from the next request on; those under way go on as they began."""
+        self.deployments.adopt(settings.models)
+        self._settings, self.routes = settings, routes
 
     @asynccontextmanager
-    async def answer(self, ask: ChatRequest) -> AsyncIterator[Answer]:
+    async def answer(self, ask: ChatRequest, caller: Caller = ANYBODY) -> AsyncIterator[Answer]:
         """The answer, up to its first byte; leaving the block closes the upstream. Raises ApiError."""
-        route = find_route(self.routes, ask.model)
-        context = context_of(ask.prompt)
+        request = self._request(ask, caller)
+        if not caller.is_retry:
+            self.budget.request()
+        cascade = request.route.cascade
         async with AsyncExitStack() as stack:
-            yield await self._first_that_answers(ask, route, context, stack)
-
-    async def _first_that_answers(
-        self, ask: ChatRequest, route: ServedRoute, context: Context, stack: AsyncExitStack
-    ) -> Answer:
-        unavailable = {name: reason for name, m in route.models.items() if (reason := _missing_key(m))}
-        failure: ApiError | None = None
-        for number in range(len(route.models) + 1):
-            candidates, excluded = eligible(route.arms, context.needs, unavailable)
-            if not candidates:
-                raise failure or _none_left(route, excluded)
-            scope = route.learned.scope
-            posterior = route.learned.replica.posterior
-            decision = decide(route.policy, posterior, context, candidates, self._shell.new_id(scope))
-            self._record(route, decision, excluded, attempt=number)
-            attempt = _Attempt(ask, route, route.models[decision.arm.name], decision, self._shell.ticks())
-            try:
-                return await self._send(attempt, stack)
-            except _FailedError as failed:
-                failure = failed.error
-                unavailable[decision.arm.name] = f"failed in this request: {failure.message}"
-                self._called(attempt, CallStatistics(failures=1))
-        raise AssertionError("every attempt takes a candidate away")
-
-    def _record(
-        self, route: ServedRoute, decision: Decision, excluded: tuple[Exclusion, ...], *, attempt: int
-    ) -> None:
-        prefix = prefix_of(
-            decision, decided_at=self._shell.now(), policy=route.policy_tag, attempt=min(attempt, 255)
-        )
-        explanation = {
-            "route": route.name,
-            "policy": repr(route.policy),
-            "log": decision.token,
-            "candidates": [
-                [arm.name, p, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out]
-                for arm, p in zip(decision.candidates, decision.probabilities.tolist(), strict=True)
-            ],
-            "needs": astuple(decision.context.needs),
-            "excluded": {e.arm: e.code for e in excluded},
-        }
-        route.learned.recorder.decided(decision.decision_id, encode_record(prefix, explanation))
-
-    async def _send(self, attempt: _Attempt, stack: AsyncExitStack) -> Answer:
-        """Raises _FailedError where another model may be tried, ApiError where the client is told."""
-        model = attempt.model
-        async with AsyncExitStack() as trial:
-            try:
-                call = self._shell.upstream.send(
-                    f"{model.base_url}/chat/completions", _headers(model), _body(attempt.ask, model)
-                )
-                reply = await trial.enter_async_context(call)
-                answer = await self._receive(attempt, reply)
-            except UpstreamError as error:
-                raise _FailedError(_told(error, model.arm.name)) from error
-            stack.push_async_exit(trial.pop_all())
-            return answer
-
-    async def _receive(self, attempt: _Attempt, reply: Reply) -> Answer:
-        headers = {name: reply.headers[name] for name in KEPT_HEADERS if _sane(reply.headers.get(name))}
-        headers["x-router-decision-id"] = attempt.decision.decision_id
-        headers["x-router-route"] = attempt.route.name
-        headers["x-router-model"] = attempt.model.arm.name
-        if reply.status != 200:
-            return await _refused(attempt, reply, headers)
-        usage, ours = Usage(), identity(attempt.decision.decision_id, attempt.model.arm.name)
-        if "text/event-stream" in reply.headers.get("content-type", ""):
-            headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            events = streamed(reply.chunks(), ours, usage, usage_asked=attempt.ask.usage_asked)
-            first = await _first(events, usage, attempt.model.arm.name)
-            return Answer(200, headers, self._metered(attempt, events, first, usage))
-        try:
-            body = whole(await reply.read(), ours, usage)
-        except ValueError as error:
-            message = f"{attempt.model.arm.name} answered 200 with something that is no answer"
-            raise _FailedError(UpstreamFailedError(message)) from error
-        self._finished(attempt, usage, first_byte=self._shell.ticks())
-        return Answer(200, headers, body)
-
-    async def _metered(
-        self, attempt: _Attempt, events: AsyncIterator[bytes], first: bytes, usage: Usage
-    ) -> AsyncIterator[bytes]:
-        """The rest of a stream. After its first byte nothing is tried again: a failure is told in the stream."""
-        first_byte = self._shell.ticks()
-        yield first
-        try:
-            async for event in events:
-                yield event
-        except (UpstreamError, EventTooLargeError) as error:
-            self._called(attempt, CallStatistics(failures=1))
-            message = f"{attempt.model.arm.name} failed in the middle of its answer: {error}"
-            yield b"data: " + UpstreamFailedError(message).body() + b"\n\n"
-        else:
-            if usage.failed:
-                self._called(attempt, CallStatistics(failures=1))
+            if cascade is None:
+                tried = await self._first_that_answers(request)
+                await stack.enter_async_context(tried.stack)
+                answer = tried.answer
             else:
-                self._finished(attempt, usage, first_byte=first_byte)
+                answer = await self._cascaded(request, cascade, stack)
+            answer.headers["x-router-attempts"] = str(request.tries.made)
+            answer.headers.update(caller.limits)
+            yield answer
 
-    def _finished(self, attempt: _Attempt, usage: Usage, *, first_byte: int) -> None:
-        timed = CallStatistics(
-            timed=1,
-            latency_us=(self._shell.ticks() - attempt.started) // 1000,
-            first_byte_us=(first_byte - attempt.started) // 1000,
+    def preview(self, ask: ChatRequest, caller: Caller = ANYBODY) -> dict[str, Any]:
+        """What would be decided now, and why. Nothing is called and nothing recorded. Raises ApiError."""
+        request = self._request(ask, caller)
+        candidates, excluded = self._candidates(request)
+        decision_id = self._shell.new_id(request.route.learned.scope)
+        decision = self._decide(request, candidates, decision_id)
+        explanation = self._explanation(request, decision, excluded)
+        reasons = {exclusion.arm: exclusion.reason for exclusion in excluded}
+        told = shown(explanation, chosen=decision.arm.name, propensity=decision.propensity, reasons=reasons)
+        return {"decision_id": None, **told}
+
+    def choose(self, ask: ChatRequest, caller: Caller = ANYBODY, *, without: Collection[str] = ()) -> Call:
+        """A decision that is recorded, and a call that somebody else makes. without: models that failed. Raises ApiError."""
+        request = self._request(ask, caller)
+        request.decisions = len(without)
+        for name in without:
+            request.out.setdefault(name, Exclusion(name, "unavailable", "failed in this request"))
+        attempt = self._attempt(request, None)
+        try:
+            call = self.calls.open(attempt)
+        except FailedError as failed:
+            raise failed.error from failed
+        self._hold(request, attempt)
+        return call
+
+    def _request(self, ask: ChatRequest, caller: Caller) -> _Request:
+        routes = self.routes.get(caller.tenant)
+        if routes is None:  # its key was withdrawn while the request was on its way
+            raise UnauthorizedError
+        route = find_route(routes, ask.model)
+        context = context_of(ask.prompt)
+        policy, tag = route.policy_for(ask.extension)
+        arms, out = narrowed(route.arms, route.rules, ask, caller, context.needs)
+        return _Request(
+            ask=ask,
+            caller=caller,
+            route=route,
+            context=context,
+            policy=policy,
+            policy_tag=tag,
+            arms=arms,
+            out={exclusion.arm: exclusion for exclusion in out},
+            tries=Tries(self._settings.upstream.max_attempts - 1, self.budget),
+            conversation=conversation_of(ask, caller, route.name) if route.sticks else None,
         )
-        if usage.tokens_in is None or usage.tokens_out is None:
-            self._called(attempt, timed)
-            return
-        metered = replace(
-            timed,
-            calls=1,
-            tokens_in=usage.tokens_in,
-            tokens_in_estimated=attempt.decision.context.needs.tokens_in,
-            tokens_out=usage.tokens_out,
+
+    async def _first_that_answers(self, request: _Request, *, logprobs: bool = False) -> _Tried:
+        failure: ApiError | None = None
+        while True:
+            attempt = self._attempt(request, failure, logprobs=logprobs)
+            try:
+                tried = await self._try(request, attempt)
+            except FailedError as failed:
+                failure = _with_headers(failed.error, request)
+                self._drop(request, attempt, failed)
+                if failed.fault == "client" or not request.tries.again(self.calls.now_s):
+                    raise failure from failed
+                continue
+            self._hold(request, tried.attempt)
+            return tried
+
+    def _hold(self, request: _Request, attempt: Attempt) -> None:
+        """The model that is called now holds the conversation's cache."""
+        if request.conversation is not None:
+            tokens, name = request.context.needs.tokens_in, attempt.model.arm.name
+            self._sessions.hold(request.conversation.next, name, tokens, self.calls.now_s)
+
+    async def _try(self, request: _Request, attempt: Attempt) -> _Tried:
+        """One attempt, or two where the first is slow and the route hedges. Raises FailedError."""
+        if request.route.hedge_after_s is None:
+            return await self._make(request, attempt)
+        return await hedged(
+            self._make(request, attempt),
+            lambda: self._second(request),
+            request.route.hedge_after_s,
+            discard=lambda tried: tried.stack.aclose(),
         )
-        self._called(attempt, metered)
 
-    def _called(self, attempt: _Attempt, calls: CallStatistics) -> None:
-        attempt.route.learned.recorder.called(attempt.decision.arm.name, calls)
+    def _second(self, request: _Request) -> Any:
+        candidates, _ = self._candidates(request)
+        if not candidates or not request.tries.again(self.calls.now_s):
+            return None
+        return self._make(request, self._attempt(request, None))
+
+    async def _make(self, request: _Request, attempt: Attempt) -> _Tried:
+        stack = AsyncExitStack()
+        return _Tried(attempt, await self.calls.make(attempt, request.tries, stack), stack)
+
+    def _attempt(self, request: _Request, failure: ApiError | None, *, logprobs: bool = False) -> Attempt:
+        """The next decision. failure: raised where nobody is left to ask, if there was one. Raises ApiError."""
+        candidates, excluded = self._candidates(request)
+        if not candidates:
+            raise failure or self._none_left(request, excluded)
+        route = request.route
+        decision = self._decide(request, candidates, self._shell.new_id(route.learned.scope))
+        self._record(request, decision, excluded)
+        request.decisions += 1
+        request.asked.add(decision.arm.name)
+        model = route.models[decision.arm.name]
+        return Attempt(request.ask, route, model, decision, self._shell.ticks(), logprobs)
+
+    def _candidates(self, request: _Request) -> tuple[tuple[Arm, ...], tuple[Exclusion, ...]]:
+        """The models to choose from now, and why not the others."""
+        waiting = {
+            name: "it was asked in this request already" for name in request.asked if name not in request.out
+        }
+        arms = [arm for arm in request.arms if arm.name not in request.out]
+        able, unable = eligible(arms, request.context.needs, waiting)
+        faults = self.deployments.faults([arm.name for arm in able], self.calls.now_s)
+        excluded = (*request.out.values(), *unable)
+        if faults:
+            excluded += tuple(Exclusion(name, fault, REASONS[fault]) for name, fault in faults.items())
+            able = tuple(arm for arm in able if arm.name not in faults)
+        held = self._held(request)
+        return self._kept(request, able, excluded, held) if held else (able, excluded)
+
+    def _held(self, request: _Request) -> Held | None:
+        key = request.conversation.continued if request.conversation else None
+        return self._sessions.held(key, self.calls.now_s) if key else None
+
+    def _kept(
+        self, request: _Request, able: tuple[Arm, ...], excluded: tuple[Exclusion, ...], held: Held
+    ) -> tuple[tuple[Arm, ...], tuple[Exclusion, ...]]:
+        """The conversation's own model alone, if no other is expected to be worth the loss of its cache."""
+        place = next((k for k, arm in enumerate(able) if arm.name == held.model), None)
+        if place is None:
+            return able, excluded
+        cached = request.route.models[held.model].price_usd_per_mtok_cached_in
+        own = with_cache(able[place], held.tokens, cached, request.context.needs)
+        able = (*able[:place], own, *able[place + 1 :])
+        posterior = request.route.learned.replica.posterior
+        utility = expected_utility(request.policy, posterior, request.context, able)
+        if utility is None or utility[place] < np.max(utility):
+            return able, excluded
+        reason = f"the conversation stays with {held.model}: no gain beats the price of its lost cache"
+        others = tuple(Exclusion(arm.name, "session", reason) for arm in able if arm is not own)
+        return (own,), excluded + others
+
+    def _decide(self, request: _Request, candidates: tuple[Arm, ...], decision_id: str) -> Decision:
+        if not candidates:
+            raise self._none_left(request, self._candidates(request)[1])
+        posterior = request.route.learned.replica.posterior
+        return decide(request.policy, posterior, request.context, candidates, decision_id)
+
+    def _record(self, request: _Request, decision: Decision, excluded: tuple[Exclusion, ...]) -> None:
+        prefix = prefix_of(
+            decision,
+            decided_at=self._shell.now(),
+            policy=request.policy_tag,
+            attempt=min(request.decisions, 255),
+        )
+        explanation = self._explanation(request, decision, excluded)
+        request.route.learned.recorder.decided(decision.decision_id, encode_record(prefix, explanation))
+
+    def _explanation(
+        self, request: _Request, decision: Decision, excluded: tuple[Exclusion, ...]
+    ) -> dict[str, Any]:
+        posterior = request.route.learned.replica.posterior
+        believed = beliefs(request.policy, posterior, decision)
+        return explanation_of(request.route.name, request.policy, decision, excluded, believed)
+
+    def _drop(self, request: _Request, attempt: Attempt, failed: FailedError) -> None:
+        """The model that failed is no candidate any more; where the request was too long for it, nor is a shorter one."""
+        name, window = attempt.model.arm.name, attempt.model.arm.context_window_tokens
+        request.out[name] = Exclusion(name, "unavailable", f"failed in this request: {failed.error.message}")
+        if failed.fault == "unfit":
+            for arm in request.arms:
+                if arm.context_window_tokens < window:
+                    reason = f"the request is too long for {name}, whose window is larger"
+                    request.out.setdefault(arm.name, Exclusion(arm.name, "context_window", reason))
+
+    def _none_left(self, request: _Request, excluded: tuple[Exclusion, ...]) -> ApiError:
+        """The client's doing where a model could serve another request, the operator's where none can be called at all."""
+        busy = [e.arm for e in excluded if e.code == "busy"]
+        if busy:
+            message = (
+                f"every model of the route '{request.route.name}' that could serve this has all it can take"
+            )
+            return RateLimitError(message, self.deployments.free_in_s(busy, self.calls.now_s))
+        if all(exclusion.code in AT_FAULT for exclusion in excluded):
+            message = (
+                f"no model of the route '{request.route.name}' can be called now; the gateway's log says why"
+            )
+            return UnavailableError(message, code="no_model_available")
+        return NoEligibleModelError(request.route.name, {e.arm: e.reason for e in excluded})
+
+    async def _cascaded(self, request: _Request, cascade: Cascade, stack: AsyncExitStack) -> Answer:
+        """One model after the other, in the order listed, until an answer is good enough; else the last one's."""
+        wanted = cascade.signal == "logprob" and not request.ask.logprobs_asked
+        best: Answer | None = None
+        while True:
+            last = len(self._candidates(request)[0]) <= 1
+            try:
+                tried = await self._first_that_answers(request, logprobs=wanted and not last)
+            except ApiError:
+                if best is None:
+                    raise
+                return best  # a doubtful answer is better than none
+            if len(tried.attempt.decision.candidates) == 1:
+                await stack.enter_async_context(tried.stack)
+                return tried.answer
+            async with tried.stack:
+                content = await _read(tried.answer)
+            if self.outcomes.of(tried.attempt.decision.decision_id)[-1].status == "answered":
+                score = await self._signal(request, cascade, content)
+                shown_ = without_logprobs(content, stream=request.ask.stream) if wanted else content
+                best = replace(tried.answer, content=shown_)
+                if score is not None and score >= cascade.accept_from:
+                    return best
+                told = (
+                    "gave no signal"
+                    if score is None
+                    else f"scored {score:.3f}, below {cascade.accept_from:g}"
+                )
+            else:
+                told = "broke off"
+            name = tried.attempt.model.arm.name
+            request.out[name] = Exclusion(name, "cascade", f"its answer {told}")
+
+    async def _signal(self, request: _Request, cascade: Cascade, content: bytes) -> float | None:
+        stream = request.ask.stream
+        if cascade.signal == "logprob" or cascade.judge is None:
+            return token_confidence(content, stream=stream)
+        body = judge_request(cascade.judge, request.ask.prompt.user, text_of(content, stream=stream))
+        judging = self._request(parse_chat(body), request.caller)
+        try:
+            tried = await self._first_that_answers(judging)
+        except ApiError:
+            return None  # without its judge no answer is good enough
+        async with tried.stack:
+            return judge_score(await _read(tried.answer))
 
 
-class _FailedError(Exception):
-    """A model failed before its first byte; error: what the client is told if no other model answers."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-async def _first(events: AsyncIterator[bytes], usage: Usage, model: str) -> bytes:
-    """A stream up to its first event with something of an answer; a stream without one has failed.
-
-    What comes before, comments that keep a connection alive, is held back: until then another model may be tried.
-    """
-    head = b""
-    try:
-        async for piece in events:
-            head += piece
-            if usage.failed:
-                break
-            if b'"choices"' in piece:
-                return head
-    except EventTooLargeError as error:
-        raise _FailedError(UpstreamFailedError(f"{model}: {error}")) from error
-    what = "told of an error" if usage.failed else "ended its stream"
-    raise _FailedError(UpstreamFailedError(f"{model} {what} before it answered"))
+def _with_headers(error: ApiError, request: _Request) -> ApiError:
+    """An error after more than one attempt asks the client's SDK not to multiply them; a full model may be asked again."""
+    headers = {**error.headers, **request.caller.limits, "x-router-attempts": str(request.tries.made)}
+    if request.tries.made > 1 and error.status >= 500 and "retry-after" not in headers:
+        headers["x-should-retry"] = "false"
+    error.headers = headers
+    return error
 
 
-async def _refused(attempt: _Attempt, reply: Reply, headers: dict[str, str]) -> Answer:
-    """A status that is not 200: another model's turn, or the client's own mistake, told as the upstream told it."""
-    body, name = await reply.read(), attempt.model.arm.name
-    if not 400 <= reply.status < 600:
-        raise _FailedError(UpstreamFailedError(f"{name} answered with status {reply.status}"))
-    error = _upstream_error(reply, body, name)
-    if reply.status in TRY_ANOTHER_STATUS or reply.status >= 500 or error.code == "context_length_exceeded":
-        raise _FailedError(error)
-    return Answer(reply.status, headers | {"content-type": "application/json"}, error.body())
-
-
-def _upstream_error(reply: Reply, body: bytes, model: str) -> ApiError:
-    """The upstream's own error in the OpenAI shape, whatever shape it came in."""
-    told = _envelope(body)
-    message = told.get("message") if isinstance(told.get("message"), str) else None
-    if reply.status in OURS_TO_MEND:
-        return UpstreamFailedError(f"{model} refused the gateway's request with status {reply.status}")
-    return ApiError(
-        message or f"{model} answered with status {reply.status}",
-        status=reply.status,
-        type=str(told.get("type") or ("server_error" if reply.status >= 500 else "invalid_request_error")),
-        param=told.get("param") if isinstance(told.get("param"), str) else None,
-        code=None if told.get("code") is None else str(told["code"]),
-        headers={name: reply.headers[name] for name in KEPT_HEADERS[1:] if _sane(reply.headers.get(name))},
-    )
-
-
-def _envelope(body: bytes) -> dict[str, Any]:
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    error = data.get("error") if isinstance(data, dict) else None
-    return error if isinstance(error, dict) else {}
-
-
-def _told(error: UpstreamError, model: str) -> ApiError:
-    message = f"{model}: {error}"
-    return UpstreamTimeoutError(message) if error.kind.startswith("timeout") else UpstreamFailedError(message)
-
-
-def _sane(value: str | None) -> bool:
-    """Fit to be sent on as a header."""
-    return value is not None and value.isascii() and value.isprintable()
-
-
-def _none_left(route: ServedRoute, excluded: tuple[Exclusion, ...]) -> ApiError:
-    """The client's doing where a model could serve another request, the operator's where none can be called at all."""
-    if all(exclusion.code == "unavailable" for exclusion in excluded):
-        message = f"no model of the route '{route.name}' can be called now; the gateway's log says why"
-        return ApiError(message, status=503, type="server_error", code="no_model_available")
-    return NoEligibleModelError(route.name, {e.arm: e.reason for e in excluded})
-
-
-def _missing_key(model: Model) -> str | None:
-    return None if model.missing_key_env is None else "the gateway has no key for it"
-
-
-def _headers(model: Model) -> dict[str, str]:
-    headers = {"content-type": "application/json", "accept-encoding": "identity"}
-    if model.api_key is not None:
-        headers["authorization"] = f"Bearer {model.api_key}"
-    return headers
-
-
-def _body(ask: ChatRequest, model: Model) -> bytes:
-    """The client's bytes with the upstream's name of the model, and with usage asked for in a stream."""
-    values = {"model": orjson.dumps(model.upstream_model)}
-    if ask.stream and not ask.usage_asked:
-        values["stream_options"] = orjson.dumps({**(ask.stream_options or {}), "include_usage": True})
-    return replace_values(ask.body, values)
+async def _read(answer: Answer) -> bytes:
+    if isinstance(answer.content, bytes):
+        return answer.content
+    return b"".join([piece async for piece in answer.content])

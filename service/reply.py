@@ -4,30 +4,48 @@ Nothing is parsed and written again, so whatever a provider adds reaches the cli
 by event; the usage that the router asked for on its own account is kept from a client that did not ask.
 """
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from service.splice import replace_values
+from service.splice import replace_values, value_ends
 from service.sse import EventSplitter, data_of, with_data
 
 TOKENS_MAX: Final = 10**8
+DONE: Final = b"data: [DONE]\n\n"
+# What an event may tell beside a piece of the answer. Within a JSON text these quotes would be escaped.
+NOTABLE: Final = re.compile(rb'"(?:usage|error|finish_reason)"\s*+:\s*+(?!null)')
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens as the upstream bills them, None where it did not say; failed: it told of an error within its stream."""
+    """What was seen of an answer.
+
+    tokens_in, tokens_out, tokens_cached: as the upstream bills them, None where it did not say; tokens_cached are part of
+    tokens_in. pieces: events of a stream with something of an answer, each about a token. failed: it told of an error
+    within its stream. finished: it said that it was finished. done: it sent [DONE].
+    """
 
     tokens_in: int | None = None
     tokens_out: int | None = None
+    tokens_cached: int = 0
+    pieces: int = 0
     failed: bool = False
+    finished: bool = False
+    done: bool = False
 
     def read(self, usage: Any) -> None:
-        if isinstance(usage, dict):
-            self.tokens_in = _count(usage.get("prompt_tokens"), self.tokens_in)
-            self.tokens_out = _count(usage.get("completion_tokens"), self.tokens_out)
+        if not isinstance(usage, dict):
+            return
+        self.tokens_in = _count(usage.get("prompt_tokens"), self.tokens_in)
+        self.tokens_out = _count(usage.get("completion_tokens"), self.tokens_out)
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict):
+            cached = _count(details.get("cached_tokens"), 0) or 0
+            self.tokens_cached = min(cached, self.tokens_in or 0)
 
 
 def identity(decision_id: str, model: str) -> dict[str, bytes]:
@@ -49,35 +67,115 @@ def whole(body: bytes, ours: Mapping[str, bytes], usage: Usage) -> bytes:
 async def streamed(
     chunks: AsyncIterator[bytes], ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool
 ) -> AsyncIterator[bytes]:
-    """The events of a stream, as soon as each is complete; several that arrive together leave together."""
-    splitter = EventSplitter()
+    """The events of a stream, as soon as each is complete; several that arrive together leave together.
+
+    An upstream that finished its answer and forgot [DONE] is helped out; one that did neither has `failed`.
+    """
+    splitter, splicer = EventSplitter(), Splicer(ours, usage, usage_asked=usage_asked)
     async for chunk in chunks:
-        events = [_event(event, ours, usage, usage_asked=usage_asked) for event in splitter.feed(chunk)]
-        if any(events):
-            yield b"".join(events)
-    if splitter.rest():  # the last event without its blank line
-        yield _event(splitter.rest(), ours, usage, usage_asked=usage_asked)
+        events = b""
+        for event in splitter.feed(chunk):
+            events += splicer.event(event)
+            if usage.done:
+                break
+        if events:
+            yield events
+        if usage.done:
+            return  # what follows is no part of the answer, and may never end
+    if rest := splitter.rest():  # the last event without its blank line
+        yield splicer.event(rest) + b"\n\n"
+    if usage.finished and not usage.done and not usage.failed:
+        yield DONE
+
+
+class Splicer:
+    """Puts what is ours into each event of a stream, and notes what the event tells.
+
+    An upstream opens all its events alike: `data: {"id":"...","object":"...","created":1,"model":"..."`. Once that opening
+    was found and rewritten by way of a parser, an event that begins with the same bytes and tells nothing but a piece of
+    the answer gets its opening exchanged and is not parsed.
+    """
+
+    __slots__ = ("_after", "_before", "_ours", "_usage", "_usage_asked")
+
+    def __init__(self, ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool) -> None:
+        self._ours, self._usage, self._usage_asked = ours, usage, usage_asked
+        self._before = self._after = b""
+
+    def event(self, event: bytes) -> bytes:
+        """The event as the client gets it; nothing where it was meant for the router alone."""
+        if self._before and event.startswith(self._before):
+            known = len(self._before)
+            if b'"delta"' in event and NOTABLE.search(event, known) is None:
+                self._usage.pieces += 1
+                return self._after + event[known:]
+        data = data_of(event)
+        if data is None:
+            return event
+        if not data.lstrip().startswith(b"{"):
+            self._usage.done = self._usage.done or data.strip() == b"[DONE]"
+            return event
+        try:
+            chunk = orjson.loads(data)  # splicing is for what a parser accepts
+        except orjson.JSONDecodeError:
+            return event  # not ours to judge
+        if self._is_usage_alone(chunk) and not self._usage_asked:
+            return b""
+        spliced = with_data(event, replace_values(data, self._ours))
+        self._learn_opening(event, data, spliced)
+        return spliced
+
+    def _is_usage_alone(self, chunk: dict[str, Any]) -> bool:
+        """Notes what the chunk tells. True for the one that ends a stream with its usage."""
+        usage = self._usage
+        usage.read(chunk.get("usage"))
+        usage.failed = usage.failed or is_error(chunk)
+        choices = chunk.get("choices")
+        if choices:
+            usage.pieces += 1
+            usage.finished = usage.finished or _is_finished(choices)
+            return False
+        alone = isinstance(chunk.get("usage"), dict)
+        usage.finished = usage.finished or alone
+        return alone
+
+    def _learn_opening(self, event: bytes, data: bytes, spliced: bytes) -> None:
+        at = event.find(data)  # not there where the data stood on several lines
+        ends = value_ends(data, self._ours)
+        if at < 0 or len(ends) != len(self._ours):
+            return
+        opening = at + max(ends)
+        rest = len(event) - opening
+        self._before, self._after = event[:opening], spliced[: len(spliced) - rest]
 
 
 def is_error(reply: dict[str, Any]) -> bool:
     """Some providers answer 200 and tell of an error in the body."""
-    return bool(reply.get("error")) and not reply.get("choices")
+    return bool(reply.get("error"))
 
 
-def _event(event: bytes, ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool) -> bytes:
-    data = data_of(event)
-    if data is None or not data.lstrip().startswith(b"{"):
-        return event
-    try:
-        chunk = orjson.loads(data)  # splicing is for what a parser accepts
-    except orjson.JSONDecodeError:
-        return event  # not ours to judge
-    usage.read(chunk.get("usage"))
-    usage.failed = usage.failed or is_error(chunk)
-    only_usage = isinstance(chunk.get("usage"), dict) and not chunk.get("choices")
-    if only_usage and not usage_asked:
-        return b""
-    return with_data(event, replace_values(data, ours))
+def as_stream(body: bytes, *, usage_asked: bool) -> bytes:
+    """A whole reply as the events of a stream, for an upstream that does not stream. Raises ValueError, as `whole`."""
+    reply = orjson.loads(body)
+    if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list):
+        raise ValueError("the reply has no choices")  # noqa: TRY004 - one error for all that is no reply
+    chunk = {**reply, "object": "chat.completion.chunk", "choices": [_delta(c) for c in reply["choices"]]}
+    usage = chunk.pop("usage", None)
+    events = [chunk, {**chunk, "choices": [], "usage": usage}] if usage_asked and usage else [chunk]
+    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + DONE
+
+
+def _delta(choice: dict[str, Any]) -> dict[str, Any]:
+    delta = dict(choice.get("message") or {})
+    if isinstance(delta.get("tool_calls"), list):
+        delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(delta["tool_calls"])]
+    return {**{name: value for name, value in choice.items() if name != "message"}, "delta": delta}
+
+
+def _is_finished(choices: Any) -> bool:
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") for choice in choices
+    )
 
 
 def _count(value: Any, otherwise: int | None) -> int | None:

@@ -1,5 +1,6 @@
 """A chat request as the router reads it: the few fields that routing needs. Everything else passes through untouched."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -7,6 +8,8 @@ import orjson
 
 from bandit.features import Prompt, prompt_of
 from service.errors import BadRequestError
+from service.extension import NONE, Extension, parse_extension
+from service.forbidden import forbidden_field
 from service.splice import duplicate_keys
 
 _LIMITS: Final = ("max_completion_tokens", "max_tokens")
@@ -14,13 +17,22 @@ _LIMITS: Final = ("max_completion_tokens", "max_tokens")
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """body: the client's bytes. model: what it asked for. usage_asked: it wants the usage chunk of a stream itself."""
+    """body: the client's bytes. model: what it asked for. usage_asked: it wants the usage chunk of a stream itself.
+
+    messages: as parsed. logprobs_asked: it wants the probabilities of the answer's tokens itself. extended: the body has
+    a `router` object, which no upstream may see. cache_key: the client's own name for the conversation's prompt cache.
+    """
 
     body: bytes
     model: str
     prompt: Prompt
     stream: bool
     stream_options: dict[str, Any] | None
+    messages: Sequence[Mapping[str, Any]] = ()
+    logprobs_asked: bool = False
+    extension: Extension = NONE
+    extended: bool = False
+    cache_key: str | None = None
 
     @property
     def usage_asked(self) -> bool:
@@ -32,6 +44,10 @@ def parse_chat(body: bytes) -> ChatRequest:
     data = _object(body)
     for name in duplicate_keys(body):
         raise BadRequestError(f"{name} stands twice in the body; which one is meant?", param=name)
+    if (field := forbidden_field(body, data)) is not None:
+        raise BadRequestError(
+            f"{field} may not be set by a client of this gateway; leave it out", param=field
+        )
     model = data.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequestError('model must be the name of a route or a model, such as "auto"', param="model")
@@ -44,9 +60,19 @@ def parse_chat(body: bytes) -> ChatRequest:
     return ChatRequest(
         body=body,
         model=model,
-        prompt=prompt_of(messages, tools=_has_tools(data), max_tokens_out=_max_tokens(data)),
+        prompt=prompt_of(
+            messages,
+            tools=_has_tools(data),
+            max_tokens_out=_max_tokens(data),
+            json_schema=_wants_schema(data),
+        ),
         stream=_flag(data, "stream"),
         stream_options=_stream_options(data),
+        messages=messages,
+        logprobs_asked=_flag(data, "logprobs"),
+        extension=parse_extension(data.get("router")),
+        extended="router" in data,
+        cache_key=key if isinstance(key := data.get("prompt_cache_key"), str) else None,
     )
 
 
@@ -68,14 +94,27 @@ def _flag(data: dict[str, Any], name: str) -> bool:
 
 
 def _max_tokens(data: dict[str, Any]) -> int | None:
+    """The longest answer that the caller takes; where it gives both fields, the larger."""
+    limits: list[int] = []
     for name in _LIMITS:
         value = data.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             raise BadRequestError(f"{name} must be a whole number of tokens of at least 1", param=name)
-        return value
-    return None
+        limits.append(value)
+    return max(limits, default=None)
+
+
+def _wants_schema(data: dict[str, Any]) -> bool:
+    """An answer that keeps to a schema is asked for by `response_format`."""
+    wanted = data.get("response_format")
+    if wanted is not None and not (isinstance(wanted, dict) and isinstance(wanted.get("type"), str)):
+        raise BadRequestError(
+            'response_format must be an object with a type, such as {"type": "json_object"}',
+            param="response_format",
+        )
+    return wanted is not None and wanted["type"] == "json_schema"
 
 
 def _has_tools(data: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """Routes as they are served: what a client may put into `model`, and the arms, policy and learning behind it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from bandit.arms import Arm
 from bandit.objective import Balanced, Cost, Objective, Quality
@@ -10,47 +10,100 @@ from bandit.policy import Fixed, Policy, Thompson, Uniform
 from bandit.quality import QualityModel, SharedBaseline
 from feedback.intake import Route as LearnedRoute
 from feedback.records import policy_tag
-from service.config import Model, Route, Settings
-from service.errors import ModelNotFoundError
+from service.config import DEFAULT_TENANT, Cascade, Model, Route, Rule, Settings
+from service.errors import BadRequestError, ModelNotFoundError
+from service.extension import Extension
 
-TENANT: Final = "default"  # one tenant until keys tell them apart
 QUALITY_MODEL: Final[QualityModel] = SharedBaseline()
+
+
+Routes = Mapping[str, "ServedRoute"]  # by what a client may ask for
 
 
 @dataclass(frozen=True, slots=True)
 class ServedRoute:
-    """name: what the client asked for. policy_tag: 8 bytes that name policy and quality model in every record."""
+    """name: what the client asked for. policy_tag: 8 bytes that name policy and quality model in every record.
+
+    configured: the route as the file has it; None for a model asked for by its own name, which is not routed.
+    sticks: conversations may stay with a model, because some model here bills a cached prompt for less.
+    """
 
     name: str
     models: Mapping[str, Model]
     policy: Policy
     policy_tag: bytes
     learned: LearnedRoute
+    configured: Route | None = None
+    sticks: bool = False
 
     @property
     def arms(self) -> tuple[Arm, ...]:
         return tuple(model.arm for model in self.models.values())
 
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return self.configured.rules if self.configured else ()
 
-def scope_of_route(route: str) -> str:
-    return f"{TENANT}.{route}"
+    @property
+    def cascade(self) -> Cascade | None:
+        return self.configured.cascade if self.configured else None
+
+    @property
+    def hedge_after_s(self) -> float | None:
+        return self.configured.hedge_after_s if self.configured else None
+
+    def policy_for(self, wishes: Extension) -> tuple[Policy, bytes]:
+        """The policy and its tag, with what one request wants otherwise. Raises BadRequestError."""
+        if not wishes.changes_policy:
+            return self.policy, self.policy_tag
+        if self.configured is None or not isinstance(self.policy, Thompson):
+            message = (
+                f"'{self.name}' weighs nothing, so no objective can be given; ask for a route that learns"
+            )
+            raise BadRequestError(message, param="router")
+        own = self.configured
+        wanted = replace(
+            own,
+            objective=wishes.objective or own.objective,
+            usd_per_quality=_given(wishes.usd_per_quality, own.usd_per_quality),
+            quality_floor=_given(wishes.quality_floor, own.quality_floor),
+            exploration_floor=_given(wishes.exploration_floor, own.exploration_floor),
+        )
+        if wanted.objective == "balanced" and wanted.usd_per_quality is None:
+            message = "router.usd_per_quality is needed: this route does not say what quality is worth"
+            raise BadRequestError(message, param="router.usd_per_quality")
+        policy = _policy(wanted)
+        return policy, policy_tag(policy, QUALITY_MODEL)
+
+
+def scope_of_route(route: str, tenant: str = DEFAULT_TENANT) -> str:
+    return f"{tenant}.{route}"
 
 
 def quality_models(settings: Settings) -> dict[str, QualityModel]:
-    """By scope: the quality model of the route's log."""
-    return {scope_of_route(name): QUALITY_MODEL for name in settings.routes}
+    """By scope: the quality model of the route's log. Each tenant's routes learn from its own traffic."""
+    return {
+        scope_of_route(name, tenant): QUALITY_MODEL for tenant in settings.tenants for name in settings.routes
+    }
 
 
-def served_routes(settings: Settings, learned: Mapping[str, LearnedRoute]) -> dict[str, ServedRoute]:
-    """Every name that a client may ask for: the routes, and each model by its own name.
+def served_routes(settings: Settings, learned: Mapping[str, LearnedRoute]) -> dict[str, Routes]:
+    """By tenant: every name that a client may ask for, the routes, and each model by its own name.
 
     A model asked for by name is not routed, but what it does is learned in the first route that lists it.
     """
-    routes = {name: _routed(name, settings, learned) for name in settings.routes}
+    return {tenant: _served(settings, learned, tenant) for tenant in settings.tenants}
+
+
+def _served(settings: Settings, learned: Mapping[str, LearnedRoute], tenant: str) -> Routes:
+    routes = {
+        name: _routed(name, settings, learned[scope_of_route(name, tenant)]) for name in settings.routes
+    }
     direct: dict[str, ServedRoute] = {}
     for route in routes.values():
-        for name in route.models:
-            direct.setdefault(name, _direct(name, route))
+        judges = [route.cascade.judge] if route.cascade and route.cascade.judge else []
+        for model in (*route.models, *judges):
+            direct.setdefault(model, _direct(settings.models[model], route.learned))
     return routes | direct
 
 
@@ -62,32 +115,36 @@ def find_route(routes: Mapping[str, ServedRoute], name: str) -> ServedRoute:
     return route
 
 
-def _routed(name: str, settings: Settings, learned: Mapping[str, LearnedRoute]) -> ServedRoute:
+def _routed(name: str, settings: Settings, learned: LearnedRoute) -> ServedRoute:
     route = settings.routes[name]
     policy = _policy(route)
+    models = {m: settings.models[m] for m in route.models if not settings.models[m].withdrawn}
+    cheaper = any(m.price_usd_per_mtok_cached_in < m.arm.price_usd_per_mtok_in for m in models.values())
     return ServedRoute(
         name=name,
-        models={model: settings.models[model] for model in route.models},
+        models=models,
         policy=policy,
         policy_tag=policy_tag(policy, QUALITY_MODEL),
-        learned=learned[scope_of_route(name)],
+        learned=learned,
+        configured=route,
+        sticks=route.sticky_sessions and cheaper and isinstance(policy, Thompson),
     )
 
 
-def _direct(model: str, route: ServedRoute) -> ServedRoute:
+def _direct(model: Model, learned: LearnedRoute) -> ServedRoute:
     policy = Fixed()
     return ServedRoute(
-        name=model,
-        models={model: route.models[model]},
+        name=model.arm.name,
+        models={model.arm.name: model},
         policy=policy,
         policy_tag=policy_tag(policy),
-        learned=route.learned,
+        learned=learned,
     )
 
 
 def _policy(route: Route) -> Policy:
     match route.strategy:
-        case "fixed":
+        case "fixed" | "cascade":
             return Fixed()
         case "uniform":
             return Uniform()
@@ -104,3 +161,7 @@ def _objective(route: Route) -> Objective:
         case _:
             assert route.usd_per_quality is not None, "validated with the settings"
             return Balanced(route.usd_per_quality)
+
+
+def _given(wish: float | None, otherwise: float | None) -> Any:
+    return otherwise if wish is None else wish

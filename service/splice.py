@@ -7,7 +7,7 @@ to set change. The input is bytes that a JSON parser has already accepted as an 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Final
 
 # Possessive, so that nothing is kept for backtracking: a string of megabytes costs no memory. No group that repeats
@@ -36,6 +36,25 @@ def replace_values(data: bytes, values: Mapping[str, bytes]) -> bytes:
             done = end
     pieces.append(data[done:])
     return _insert(b"".join(pieces), missing)
+
+
+def without_key(data: bytes, key: str) -> bytes:
+    """`data` without the top-level member `key`, which may stand first, last, alone or twice. Raises ValueError if `data`
+    is not an object.
+    """
+    kept: list[bytes] = []
+    begun = done = _opening_end(data)
+    for name, _, end in _members(data):
+        if name != key:
+            member = data[done:end]  # with the comma and the space before it
+            kept.append(member if kept else member.lstrip(b", \t\r\n"))
+        done = end
+    return b"".join((data[:begun], *kept, data[done:]))
+
+
+def value_ends(data: bytes, keys: Container[str]) -> list[int]:
+    """Where the values of these top-level keys end, one for each time that one is written."""
+    return [end for key, _, end in _members(data) if key in keys]
 
 
 def duplicate_keys(data: bytes) -> tuple[str, ...]:

@@ -11,13 +11,28 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bandit.quality import QualityPrior, prior_from_json
-from simulations import bench, bench_quality, bench_store, demo, drift, fleet, pacing
+from bandit.prior import QualityPrior, prior_from_json
+from feedback.shipped import shipped_prior
+from simulations import (
+    bench,
+    bench_quality,
+    bench_store,
+    demo,
+    drift,
+    fit_prior,
+    fit_words,
+    fleet,
+    pacing,
+    paretobandit_compare,
+    paretobandit_tables,
+)
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import Dataset, DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.pools import NO_PRIOR, RIVALS, Priors
+from simulations.minilm import MiniLMError
+from simulations.paretobandit_rival import RivalError
+from simulations.pools import RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
 from simulations.schedules import run_schedules
@@ -30,7 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _end)  # so that whoever ends us does not leave our servers behind
     try:
         options.run(options)
-    except (DatasetError, demo.DemoError, fleet.FleetError, ValueError, OSError) as error:
+    except (
+        DatasetError,
+        demo.DemoError,
+        fleet.FleetError,
+        MiniLMError,
+        RivalError,
+        ValueError,
+        OSError,
+    ) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -50,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_fleet(commands.add_parser("fleet", help="leave recorded models and gateway running"))
     _add_replay(commands.add_parser("replay", help="the same policy offline over recorded outcomes"))
+    _add_paretobandit(
+        commands.add_parser(
+            "paretobandit", help="ParetoBandit's published experiments, its wheel beside ours"
+        )
+    )
     _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
+    _add_fits(commands)
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
     _add_schedules(
         commands.add_parser("schedules", help="the gateways' own code through failures drawn from seeds")
@@ -146,6 +175,24 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_replay)
 
 
+def _add_paretobandit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="recorded outcomes with Gemini Flash, for the onboarding experiments",
+    )
+    parser.add_argument(
+        "--seeds", type=_positive, default=20, metavar="N", help="streams a budget (default: 20)"
+    )
+    parser.add_argument("--vectors", choices=paretobandit_compare.VECTORS, default="minilm")
+    parser.add_argument(
+        "--experiment", nargs="+", action="extend", metavar="NAME", help="default: all of them"
+    )
+    _add_dask(parser)
+    parser.set_defaults(run=_run_paretobandit)
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "scenario",
@@ -213,13 +260,31 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_prior(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prior", default="none", metavar="FILE|none|leave-out", help="default: none")
+    parser.add_argument(
+        "--prior",
+        default="none",
+        metavar="none|shipped|leave-out|FILE",
+        help="what the router knows beforehand: nothing (default), what ships, what fit-prior makes of the other "
+        "folders named here, or a file of fit-prior",
+    )
 
 
 def _add_dask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dask", metavar="ADDRESS", help="of a Dask scheduler, e.g. tcp://host:8786; default: this machine"
     )
+
+
+def _run_paretobandit(options: argparse.Namespace) -> None:
+    setting = paretobandit_compare.Setting(options.data, options.vectors)
+    for text in paretobandit_tables.report(
+        setting,
+        names=options.experiment,
+        seeds=options.seeds,
+        progress=sys.stderr.isatty(),
+        cluster=options.dask,
+    ):
+        print(text, flush=True)
 
 
 def _run_bench(options: argparse.Namespace) -> None:
@@ -240,6 +305,17 @@ def _run_bench(options: argparse.Namespace) -> None:
         bench.times()
     if tables in ("", "store"):
         bench_store.run()
+
+
+def _add_fits(commands: Any) -> None:
+    for name, run, limit, what in (
+        ("fit-prior", fit_prior.run, None, "what outcomes of many models say of a new one: a prior file"),
+        ("fit-words", fit_words.run, 4000, "the features' table of words, from texts alone"),
+    ):
+        parser = commands.add_parser(name, help=what)
+        parser.add_argument("data", metavar="DIR", nargs="+", help='folders of recorded outcomes, or "wheel"')
+        parser.add_argument("--out", type=_writable, metavar="FILE", required=True)
+        parser.set_defaults(run=run, limit=limit)
 
 
 def _run_demo(options: argparse.Namespace) -> None:
@@ -296,19 +372,28 @@ def _run_replay(options: argparse.Namespace) -> None:
 
 def _priors(where: str) -> Callable[[Sequence[Dataset]], Priors] | None:
     """What gives the router's prior for each pool, under the name that the option has."""
-    if where == NO_PRIOR:
-        return None
-    return lambda datasets: {where: {data.name: _prior(where) for data in datasets}}
+    match where:
+        case "none":
+            return None
+        case "leave-out":
+            return lambda datasets: {where: fit_prior.leave_out(datasets)}
+        case _:
+            prior = _prior(where)
+            return lambda datasets: {where: dict.fromkeys((data.name for data in datasets), prior)}
 
 
-def _prior(where: str) -> QualityPrior:
-    if where == "none":
-        return QualityPrior()
-    if where == "leave-out":
-        raise ValueError(
-            "--prior leave-out: no fitted prior ships with this version; use none or a file of your own"
-        )
-    return prior_from_json(Path(where).read_text())
+def _prior(where: str) -> QualityPrior | None:
+    match where:
+        case "none":
+            return None
+        case "shipped":
+            return shipped_prior()
+        case "leave-out":
+            raise ValueError(
+                "--prior leave-out: goes with several folders (run, bench); here name none, shipped or a file"
+            )
+        case _:
+            return prior_from_json(Path(where).read_text())
 
 
 def _table(report: dict[str, Any]) -> str:

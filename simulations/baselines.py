@@ -13,9 +13,11 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from bandit.arms import Arm
 from bandit.objective import Objective
 from bandit.policy import Thompson, Uniform
-from bandit.quality import Prediction, QualityPosterior, QualityPrior, SharedBaseline
+from bandit.prior import QualityPrior
+from bandit.quality import Prediction, QualityPosterior, SharedBaseline
 from bandit.statistics import RatingStatistics
 from bandit.types import Vector
 from simulations.learner import Contestant
@@ -27,9 +29,9 @@ EXPECTED_REWARD: Final = (
 )
 
 
-def router(objective: Objective, prior: QualityPrior) -> Contestant:
+def router(objective: Objective, prior: QualityPrior | None, arms: tuple[Arm, ...]) -> Contestant:
     """The policy that the gateway runs."""
-    return Contestant("router", Thompson(objective), SharedBaseline(prior))
+    return Contestant("router", Thompson(objective), SharedBaseline(prior, arms))
 
 
 def random() -> Contestant:
@@ -128,7 +130,9 @@ class ContextFree:
     prior_variance: float = 0.05
     variance_weight: float = 10.0
 
-    def fit(self, ratings: Mapping[str, RatingStatistics], d: int) -> QualityPosterior:
+    def fit(
+        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
+    ) -> QualityPosterior:
         means, counts, scatter = {}, {}, self.variance_weight * self.prior_variance
         for arm, s in ratings.items():
             counts[arm] = s.n + self.prior_ratings
@@ -149,8 +153,7 @@ class _ContextFreePosterior:
         counts = np.array([self.counts.get(arm, self.model.prior_ratings) for arm in arms])
         return Prediction(
             mean=self.typical(arms),
-            shared=np.zeros((len(arms), 0)),
-            own=np.sqrt(self.noise_variance / counts),
+            covariance=np.diag(self.noise_variance / counts),
         )
 
     def typical(self, arms: Sequence[str]) -> Vector:

@@ -69,7 +69,7 @@ def _decision_group(K: int) -> list[Candidate]:
     policy, context = Thompson(Balanced(0.05)), context_of(Prompt(user=PROMPT * 3))
     prediction = posterior.quality.predict(context.x, names)
     rng = np.random.default_rng(0)
-    normals = rng.normal(size=prediction.normals_needed(policy.draws))
+    normals = rng.normal(size=policy.draws * K)
     means, factors = rng.normal(size=(K, DIMENSION)), rng.normal(size=(K, DIMENSION, DIMENSION))
     covariances = factors @ factors.transpose(0, 2, 1)
 
@@ -79,7 +79,7 @@ def _decision_group(K: int) -> list[Candidate]:
     return [
         (
             f"bare matrix products of {policy.draws} joint draws, {K} arms",
-            lambda _: prediction.draws(normals, policy.draws),
+            lambda _: prediction.draws(normals),
         ),
         (
             f"`decide()` with exact propensities, {K} arms",

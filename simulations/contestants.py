@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bandit.quality import QualityPrior
+from bandit.arms import Arm
+from bandit.prior import QualityPrior
 from simulations import baselines
 from simulations.baselines import UCB1, EpsilonGreedy, Rival
 from simulations.datasets import Dataset
@@ -32,13 +33,14 @@ DISCOUNT: Final = 0.997  # of the discounted LinUCB, per request of any arm
 class Pool:
     """Where a contestant plays. dataset: its name. stream: names the order, and all chance derives from it.
 
-    prior: what the router may know beforehand, fitted without this pool or not at all.
+    prior: what the router may know beforehand, fitted without this pool; None: nothing. arms: those of the registry.
     """
 
     dataset: str
     stream: str
     features: Space = field(default_factory=Facts)
-    prior: QualityPrior = field(default_factory=QualityPrior)
+    prior: QualityPrior | None = None
+    arms: tuple[Arm, ...] = ()
 
     def seed(self, name: str) -> int:
         return zlib.crc32(f"{name}:{self.dataset}:{self.stream}".encode())
@@ -73,7 +75,9 @@ def _ours(contestant: Callable[[Goal, Pool, float], Contestant]) -> Build:
 
 CONTESTANTS: Final[Mapping[str, Entry]] = MappingProxyType(
     {
-        "router": Entry(_ours(lambda goal, pool, _: baselines.router(goal.objective(), pool.prior))),
+        "router": Entry(
+            _ours(lambda goal, pool, _: baselines.router(goal.objective(), pool.prior, pool.arms))
+        ),
         "thompson-context-free": Entry(
             _ours(lambda goal, _, scale: baselines.context_free_thompson(goal.objective(), scale)),
             "scale",
@@ -97,13 +101,13 @@ CONTESTANTS: Final[Mapping[str, Entry]] = MappingProxyType(
         "linucb-discounted": Entry(
             lambda goal, pool, alpha: Rival(LinUCB(alpha, pool.features.d, DISCOUNT), goal),
             "alpha",
-            (0.01, 0.03, 0.1, 0.3),
+            (0.003, 0.01, 0.03, 0.1, 0.3),
             0.03,
         ),
         "paretobandit-policy": Entry(
             lambda goal, pool, alpha: Rival(ParetoBanditPolicy(alpha, pool.features.d), goal),
             "alpha",
-            (0.01, 0.05, 0.2, 0.5),
+            (0.003, 0.01, 0.05, 0.2),
             0.05,
         ),
         "lints": Entry(

@@ -138,6 +138,7 @@ def line(axes: Axes, values: Floats, pen: Pen) -> None:
 def label_ends(axes: Axes, ends: Sequence[End], last: int) -> None:
     """Labels right of the panel, as near to their ends as they fit, each tied to its end by a thin line."""
     ends = sorted(ends, key=lambda end: end.value)
+    axes.set_ylim(*axes.get_ylim())  # scales are settled late; places are asked for now
     box = axes.get_window_extent()
     at = [float(axes.transData.transform((last, end.value))[1]) for end in ends]
     at = [min(max(y, box.y0), box.y1) for y in at]

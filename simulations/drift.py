@@ -101,15 +101,15 @@ def labels(
         x = np.concatenate([[1.0], rng.normal(size=D - 1)])
         name = f"arm-{arm}"
         expected = posterior.quality.predict(x, [name])
-        mean = float(expected.mean[0])
-        sd = float(np.sqrt(expected.sd()[0] ** 2 + posterior.quality.noise_variance))
+        mean, sd = float(expected.mean[0]), float(expected.sd()[0])
+        noise = float(np.sqrt(sd * sd + posterior.quality.noise_variance))
         rating = world.rate(x, arm, shift(arm, seen[arm]), rng)
         seen[arm] += 1
         decision = DecisionPrefix(
             name, x, float(number), 0.5, TAG, b"simulate", quality_mean=mean, quality_sd=sd
         )
         state = learn(state, Rated(decision, "user", rating))
-        yield Label(arm, bool(state.alarms), cusums[arm].alarms((rating - mean) / sd))
+        yield Label(arm, bool(state.alarms), cusums[arm].alarms((rating - mean) / noise))
         for answer in answers(state):
             state = learn(state, answer)
 

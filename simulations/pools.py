@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandit.quality import QualityPrior
+from bandit.prior import QualityPrior
 from bandit.types import Context
 from simulations.contestants import CONTESTANTS, Pool
 from simulations.datasets import Dataset, take
@@ -37,7 +37,7 @@ RIVALS: Final = (
 )
 NO_PRIOR: Final = "none"
 
-Priors = Mapping[str, Mapping[str, QualityPrior]]  # name of the prior -> pool -> prior
+Priors = Mapping[str, Mapping[str, QualityPrior | None]]  # name of the prior -> pool -> prior
 
 
 class Task(NamedTuple):
@@ -87,7 +87,7 @@ def field_of(
     }
     if len(pools) < len(datasets):
         raise ValueError("two of the pools have the same name; each needs one of its own")
-    nothing = {NO_PRIOR: dict.fromkeys(pools, QualityPrior())}
+    nothing = {NO_PRIOR: dict.fromkeys(pools)}
     return Field(
         datasets=pools,
         contexts={name: contexts_of(data.prompts, features) for name, data in pools.items()},
@@ -111,7 +111,7 @@ def play_task(where: Field, task: Task) -> NDArray[np.int16]:
     data, goal = where.datasets[task.pool], where.goals[task.pool, task.objective]
     entry = CONTESTANTS[task.contestant]
     prior = where.priors[task.prior][task.pool]
-    player = entry.build(goal, Pool(data.name, f"{task.seed}", where.space, prior), task.setting)
+    player = entry.build(goal, Pool(data.name, f"{task.seed}", where.space, prior, data.arms), task.setting)
     contexts = _view(where.contexts[task.pool], task.view, task.seed)
     vectors = None if entry.vectors is None else entry.vectors(data)
     world = recorded_world(data, order(data, task.seed))

@@ -89,9 +89,8 @@ def play_task(where: Field, task: Task) -> NDArray[np.int16]:
     world = world_of(SCENARIOS[task.scenario], data, goal, task.seed)
     entry = CONTESTANTS[task.contestant]
     stream = f"{task.scenario}:{task.seed}"
-    player = entry.build(
-        goal, Pool(data.name, stream, where.space, where.priors[task.prior][task.pool]), entry.default
-    )
+    prior = where.priors[task.prior][task.pool]
+    player = entry.build(goal, Pool(data.name, stream, where.space, prior, data.arms), entry.default)
     vectors = None if entry.vectors is None else entry.vectors(data)
     steps = play(world, where.contexts[task.pool], player, vectors=vectors)
     return np.array([data.column(step.choice.arm) for step in steps], dtype=np.int16)

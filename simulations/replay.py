@@ -4,14 +4,14 @@ included. The result is one JSON object (`Result.to_json`), and with a trace any
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bandit.quality import QualityPrior
+from bandit.prior import QualityPrior
 from simulations.contestants import CONTESTANTS, Pool
 from simulations.datasets import Dataset, take
 from simulations.grid import run_tasks
@@ -41,7 +41,7 @@ class Plan:
     quality_floor: float = 0.02
     orders: int = 5
     limit: int = 3000
-    prior: QualityPrior = field(default_factory=QualityPrior)
+    prior: QualityPrior | None = None
     seed: int = 0
 
 
@@ -192,7 +192,7 @@ def replay(dataset: Dataset, plan: Plan, *, progress: bool = False) -> Result:
 def _play_one(shared: tuple[Dataset, Goal, Plan], task: tuple[str, int]) -> Played:
     (data, goal, plan), (name, order) = shared, task
     rows, entry, features = _orders(len(data.prompts), plan)[order], CONTESTANTS[name], Facts()
-    pool = Pool(data.name, f"{plan.seed}:{order}", features, plan.prior)
+    pool = Pool(data.name, f"{plan.seed}:{order}", features, plan.prior, data.arms)
     player = entry.build(goal, pool, entry.default)
     vectors = None if entry.vectors is None else entry.vectors(data)
     steps = list(

@@ -12,14 +12,19 @@ from simulations.datasets import Dataset
 SAME_FROM: Final = 0.1  # share of the smaller pool's cells (prompt x model) that the other tells alike
 
 
+def overlaps(datasets: Sequence[Dataset]) -> list[list[bool]]:
+    """For each pair: do they tell the same outcomes? Symmetric; each overlaps with itself."""
+    cells = [frozenset(_cells(dataset)) for dataset in datasets]
+    return [[len(one & other) >= SAME_FROM * min(len(one), len(other)) for other in cells] for one in cells]
+
+
 def clusters(datasets: Sequence[Dataset]) -> list[int]:
     """For each dataset the number of its source: the index of the first dataset of that source."""
-    cells = [frozenset(_cells(dataset)) for dataset in datasets]
+    same = overlaps(datasets)
     source = list(range(len(datasets)))
     for i in range(len(datasets)):
         for j in range(i):
-            smaller = min(len(cells[i]), len(cells[j]))
-            if source[i] != source[j] and len(cells[i] & cells[j]) >= SAME_FROM * smaller:
+            if source[i] != source[j] and same[i][j]:
                 old, new = max(source[i], source[j]), min(source[i], source[j])
                 source = [new if s == old else s for s in source]
     return source

@@ -49,13 +49,14 @@ class Features(Space, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The features of bandit.features."""
+    """The features of bandit.features. tasks: the caller names the task of each request, as a gateway's caller may."""
 
     tag: bytes = TAG
     d: int = DIMENSION
+    tasks: bool = True
 
     def context(self, prompt: Prompt) -> Context:
-        return context_of(prompt)
+        return context_of(prompt if self.tasks else replace(prompt, task=""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,9 @@ def recorded_world(dataset: Dataset, rows: Sequence[int] | Integers) -> World:
 def contexts_of(prompts: Sequence[RecordedPrompt], features: Features) -> tuple[Context, ...]:
     """Each prompt as a policy sees it."""
     return tuple(
-        features.context(Prompt(user=prompt.text, chars=len(prompt.text), tools=prompt.tools))
+        features.context(
+            Prompt(user=prompt.text, chars=len(prompt.text), tools=prompt.tools, task=prompt.task_family)
+        )
         for prompt in prompts
     )
 

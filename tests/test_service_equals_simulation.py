@@ -18,8 +18,8 @@ from feedback.learning import Identity, Learning
 from feedback.memory_store import MemoryStore
 from feedback.spool import Spool
 from service.app import create_app
+from service.calls import Shell
 from service.config import parse_settings
-from service.pipeline import Shell
 from service.routes import quality_models
 from simulations import baselines
 from simulations.datasets import Dataset, RecordedPrompt

@@ -215,8 +215,10 @@ def test_all_qualities_lifted_alike_change_nothing():
 
 def test_a_cost_is_charged_as_expected_and_corrected_once():
     pacer = Pacer(0.01)
-    pacer.decided("rt-1", "middle", ARMS, np.ones(3), np.array([0.001, 0.004, 0.02]))
+    for _ in range(2):
+        pacer.decided("rt-1", "middle", ARMS, np.ones(3), np.array([0.001, 0.004, 0.02]))
     assert pacer.credit == pytest.approx(0.6)
+    assert pacer.requests == 1
     pacer.settled("rt-1", 0.006)
     assert pacer.credit == pytest.approx(0.4)
     pacer.settled("rt-1", 0.006)

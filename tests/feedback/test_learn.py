@@ -461,7 +461,7 @@ def test_resets_that_no_rating_can_ask_for_any_more_are_forgotten() -> None:
 # ---- drift
 
 
-def expected(arm: str, quality: float, *, source: str = "user", mean: float = 0.7, sd: float = 0.25) -> Rated:
+def expected(arm: str, quality: float, *, source: str = "user", mean: float = 0.7, sd: float = 0.05) -> Rated:
     decision = DecisionPrefix(arm, np.ones(2), NOW, 0.5, TAG, b"policy!!", quality_mean=mean, quality_sd=sd)
     return Rated(decision, source, quality)
 
@@ -480,7 +480,7 @@ def stream(arm: str, mean: float, n: int, *, source: str = "user", seed: int = 0
 
 def test_a_rating_is_told_to_the_detector_of_its_arm_and_source_once() -> None:
     state = lived(EMPTY, [expected("small", 0.9)])
-    wanted = Detector().after(0.9, 0.7, 0.25)
+    wanted = Detector().after(0.9, 0.7, 0.05)
     assert state.detectors == {("small", "user"): wanted}
     revised = replace(expected("small", 0.1), old=0.9, origin=(1, 0))
     assert lived(state, [revised]).detectors == {("small", "user"): wanted}

@@ -116,9 +116,8 @@ def test_a_record_says_what_was_decided_on_and_what_it_should_cost() -> None:
     assert back.listed_out_nano_usd_per_token == 10_000  # 10 USD per million tokens
     assert explanation == {"candidates": {"small": 0.5, "large": 0.5}}
     prediction = posterior.quality.predict(context.x, ["large"])
-    variance = prediction.covariance()[0, 0] + posterior.quality.noise_variance
     assert back.quality_mean == np.float32(prediction.mean[0])
-    assert back.quality_sd == np.float32(np.sqrt(variance))
+    assert back.quality_sd == pytest.approx(np.sqrt(prediction.covariance()[0, 0]), rel=1e-6)
     assert fields(back) == fields(made)  # what is learned from the decision itself is learned from its bytes
 
 

@@ -556,7 +556,7 @@ async def rate_small(route: Route, quality: float, count: int) -> None:
     x = np.eye(1, DIMENSION)[0]
     for n in range(route.given, route.given + count):
         rating = float(np.clip(np.random.default_rng(n).normal(quality, 0.15), 0, 1))
-        prefix = DecisionPrefix("small", x, NOW, 0.5, TAG, b"policy!!", quality_mean=0.7, quality_sd=0.2)
+        prefix = DecisionPrefix("small", x, NOW, 0.5, TAG, b"policy!!", quality_mean=0.7, quality_sd=0.05)
         feedback = Feedback(f"d-{n}", RATED, "user", rating, bytes(8), encode_record(prefix, {}))
         await route.log.give_feedback(feedback)
     route.given += count

@@ -24,8 +24,8 @@ from feedback.records import decode_record
 from feedback.spool import Spool
 from feedback.state import START, State
 from service.app import create_app
+from service.calls import Shell
 from service.config import parse_settings
-from service.pipeline import Shell
 from service.routes import QUALITY_MODEL, quality_models
 from service.upstream import UpstreamError
 

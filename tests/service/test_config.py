@@ -9,11 +9,17 @@ from hypothesis import strategies as st
 from bandit.arms import Arm
 from service.config import (
     MAX_FILE_BYTES,
+    AdminSettings,
+    Cascade,
+    Deployment,
+    Key,
     Model,
     Route,
+    Rule,
     ServerSettings,
     Settings,
     UpstreamSettings,
+    When,
     load_settings,
     parse_settings,
 )
@@ -93,9 +99,15 @@ def test_a_full_file_is_read_as_written() -> None:
     )
     assert settings_.models["llama-3.1-8b-instruct"] == Model(
         arm=Arm("llama-3.1-8b-instruct", 0.1, 0.1, context_window_tokens=131072, tools=False),
-        base_url="http://127.0.0.1:8101/v1",
-        upstream_model="meta-llama/llama-3.1-8b-instruct",
-        api_key="sk-llama",
+        deployments=(
+            Deployment(
+                "llama-3.1-8b-instruct",
+                base_url="http://127.0.0.1:8101/v1",
+                upstream_model="meta-llama/llama-3.1-8b-instruct",
+                api_key="sk-llama",
+            ),
+        ),
+        price_usd_per_mtok_cached_in=0.1,
     )
     assert settings_.routes["auto"] == Route(
         name="auto",
@@ -116,7 +128,9 @@ def test_a_full_file_is_read_as_written() -> None:
 
 def test_a_small_file_is_filled_with_the_defaults() -> None:
     settings_ = parsed(SMALL)
-    assert settings_.models["small"] == Model(Arm("small", 0.1, 0.4), "http://127.0.0.1:8101/v1", "small")
+    assert settings_.models["small"] == Model(
+        Arm("small", 0.1, 0.4), (Deployment("small", "http://127.0.0.1:8101/v1", "small"),), 0.1
+    )
     assert settings_.routes["auto"] == Route("auto", ("small",), "bandit", "balanced", 0.05, 0.02, 0.01)
     assert settings_.server == ServerSettings("127.0.0.1", 8080, 4194304)
     assert settings_.store.url is None
@@ -124,6 +138,134 @@ def test_a_small_file_is_filled_with_the_defaults() -> None:
     assert (settings_.store.key_prefix, settings_.store.feedback_window_h) == ("lr", 168.0)
     assert settings_.store.secret is None
     assert settings_.upstream == UpstreamSettings(5.0, 60.0, 60.0)
+
+
+WIDE = """\
+models:
+  small:
+    price_usd_per_mtok_in: 0.1
+    price_usd_per_mtok_out: 0.4
+    price_usd_per_mtok_cached_in: 0.01
+    images: false
+    json_schema: false
+    upstream_model: vendor/small
+    api_key_env: KEY
+    max_concurrent: 8
+    deployments:
+      - {base_url: "http://a.test/v1"}
+      - {base_url: "http://b.test/v1", weight: 3, upstream_model: other, api_key_env: KEY_B, max_concurrent: 2}
+  thinking:
+    base_url: http://a.test/v1
+    price_usd_per_mtok_in: 1
+    price_usd_per_mtok_out: 4
+    reasoning_effort: high
+routes:
+  auto:
+    models: [small, thinking]
+    usd_per_quality: 0.05
+    sticky_sessions: false
+    hedge_after_s: 2
+    rules:
+      - name: code to the large
+        when: {task: [code], tenant: [acme], keywords: [Traceback], header: {X-Team: core}, tokens_from: 10, tokens_to: 20, tools: true, images: false}
+        models: [thinking]
+      - models: [small]
+  steps:
+    models: [small, thinking]
+    strategy: cascade
+    cascade: {signal: judge, judge: thinking, accept_from: 0.8}
+access:
+  keys:
+    - {sha256: DIGEST, tenant: acme, max_concurrent: 4, requests_per_minute: 60}
+admin: {port: 0, key_sha256: DIGEST}
+upstream: {max_attempts: 4, retry_share: 0.2}
+""".replace("DIGEST", "AB" * 32)
+
+
+def test_places_rules_cascades_keys_and_efforts_are_read_as_written() -> None:
+    settings_ = parsed(WIDE, {"KEY": "ka", "KEY_B": "kb"})
+    assert settings_.models["small"].deployments == (
+        Deployment("small", "http://a.test/v1", "vendor/small", "ka", max_concurrent=8),
+        Deployment("small#2", "http://b.test/v1", "other", "kb", weight=3.0, max_concurrent=2),
+    )
+    assert settings_.models["small"].price_usd_per_mtok_cached_in == 0.01
+    assert not settings_.models["small"].arm.images
+    assert not settings_.models["small"].arm.json_schema
+    assert settings_.models["thinking"].reasoning_effort == "high"
+    route = settings_.routes["auto"]
+    when = When(
+        task=frozenset({"code"}),
+        tenant=frozenset({"acme"}),
+        keywords=("traceback",),
+        header=(("x-team", "core"),),
+        tokens_from=10,
+        tokens_to=20,
+        tools=True,
+        images=False,
+    )
+    assert route.rules == (
+        Rule("code to the large", when, frozenset({"thinking"})),
+        Rule("rule 2", When(), frozenset({"small"})),
+    )
+    assert (route.sticky_sessions, route.hedge_after_s) == (False, 2.0)
+    assert settings_.routes["steps"].cascade == Cascade("judge", 0.8, "thinking")
+    assert settings_.keys == (Key(b"\xab" * 32, "acme", 4, 60),)
+    assert settings_.tenants == ("acme",)
+    assert settings_.admin == AdminSettings("127.0.0.1", 0, b"\xab" * 32)
+    assert (settings_.upstream.max_attempts, settings_.upstream.retry_share) == (4, 0.2)
+    assert parsed(SMALL).tenants == ("default",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "what"),
+    [
+        ('      - {base_url: "http://a.test/v1"}', "      - {base_ulr: x}", "12: models.small.deployments[0].base_ulr", "did you mean 'base_url'"),
+        ("    price_usd_per_mtok_cached_in: 0.01", "    base_url: http://c.test", "5: models.small.base_url", "stands beside `deployments`"),
+        ("reasoning_effort: high", "reasoning_effort: hihg", "18: models.thinking.reasoning_effort", "did you mean 'high'"),
+        ("models: [thinking]\n", "models: [thinknig]\n", "28: routes.auto.rules[0].models[0]", "did you mean 'thinking'"),
+        ("tokens_from: 10", "tokens_form: 10", "27: routes.auto.rules[0].when.tokens_form", "did you mean 'tokens_from'"),
+        ("X-Team: core", "'X Team': core", "27: routes.auto.rules[0].when.header.X Team", "name of a header"),
+        ("tenant: [acme]", "tenant: [Acme]", "27: routes.auto.rules[0].when.tenant[0]", "lower-case"),
+        ("    strategy: cascade\n", "    strategy: fixed\n", "33: routes.steps.cascade", "acts only with `strategy: cascade`"),
+        ("    cascade: {signal: judge, judge: thinking, accept_from: 0.8}\n", "", "30: routes.steps.cascade", "when an answer is good enough"),
+        ("judge: thinking, ", "", "33: routes.steps.cascade.judge", "the model that judges"),
+        ("accept_from: 0.8", "accept_from: 1.8", "33: routes.steps.cascade.accept_from", "less than or equal to 1"),
+        ("{sha256: ABAB", "{sha256: sk-secret-key-in-the-file, x: ABAB", "36: access.keys[0].sha256", "never the key itself"),
+        ("port: 0, key_sha256", "port: 0, key", "37: admin.key_sha256", "required"),
+        ("max_attempts: 4", "max_attempts: 0", "38: upstream.max_attempts", "greater than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_deep_in_the_file_is_told_there(old: str, new: str, where: str, what: str) -> None:
+    assert WIDE.count(old) == 1, old
+    found = problems(WIDE.replace(old, new), {"KEY": "ka", "KEY_B": "kb"})
+    assert any(f"gateway.yaml:{where}: " in problem and what in problem for problem in found), found
+    assert not any("sk-secret" in problem for problem in found)
+
+
+def test_a_rule_can_only_narrow_the_choice_of_its_route() -> None:
+    text = WIDE.replace(
+        "  steps:\n    models: [small, thinking]",
+        "  steps:\n    rules: [{models: [small]}]\n    models: [thinking]",
+    )
+    found = problems(text, {"KEY": "ka", "KEY_B": "kb"})
+    assert any("a rule names 'small', which this route does not list" in problem for problem in found), found
+
+
+def test_a_key_is_listed_for_one_tenant_only() -> None:
+    twice = WIDE.replace("  keys:\n", "  keys:\n    - {sha256: " + "ab" * 32 + "}\n")
+    assert any("a key more than once" in problem for problem in problems(twice, {"KEY": "a", "KEY_B": "b"}))
+
+
+def test_a_model_is_unavailable_only_if_every_place_lacks_its_key() -> None:
+    assert parsed(WIDE, {"KEY": "ka"}).models["small"].missing_key_env is None
+    assert parsed(WIDE, {}).models["small"].missing_key_env == "KEY"
+
+
+def test_cached_tokens_are_billed_at_their_own_price() -> None:
+    model = parsed(WIDE, {}).models["small"]
+    assert model.cost_usd(1000, 100, tokens_cached=800) == pytest.approx(
+        (200 * 0.1 + 800 * 0.01 + 100 * 0.4) / 1e6
+    )
 
 
 @pytest.mark.parametrize("store", ["", "store: {key_prefix: x}\n"])
@@ -143,7 +285,8 @@ def test_a_model_whose_key_is_not_set_is_kept_with_the_reason(environ: Mapping[s
     model = parsed(
         changed("    price_usd_per_mtok_in", "    api_key_env: KEY\n    price_usd_per_mtok_in"), environ
     )
-    assert (model.models["small"].api_key, model.models["small"].missing_key_env) == (None, "KEY")
+    (deployment,) = model.models["small"].deployments
+    assert (deployment.api_key, model.models["small"].missing_key_env) == (None, "KEY")
 
 
 def test_no_secret_shows_in_the_settings() -> None:
@@ -241,7 +384,12 @@ def test_every_problem_is_listed_with_its_line_its_path_and_what_would_be_right(
         ("0.05\n", "1\nstore: {url: 'redis://'}\n", "10: store.url", "redis://"),
         ("0.05\n", "1\nstore: {secret_env: NOT_SET}\n", "10: store.secret_env", "NOT_SET is not set"),
         ("0.05\n", "1\nservr: {}\n", "10: servr", "did you mean 'server'?"),
-        ("0.05\n", "1\nzzz: {}\n", "10: zzz", "known: models, routes, server, store, upstream"),
+        (
+            "0.05\n",
+            "1\nzzz: {}\n",
+            "10: zzz",
+            "known: access, admin, models, routes, server, store, upstream",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_where_it_stands_and_what_is_wrong(

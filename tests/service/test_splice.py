@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.splice import _members, duplicate_keys, replace_values
+from service.splice import _members, duplicate_keys, replace_values, without_key
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test fails for time
 
@@ -93,6 +93,35 @@ def test_spans_hold_exactly_the_values(document: tuple[dict[str, Any], bytes]) -
     assert {key: json.loads(data[start:end]) for key, (start, end) in spans.items()} == value
     assert all(data[start:end].strip() == data[start:end] for start, end in spans.values())
     assert duplicate_keys(data) == ()
+
+
+@PATIENT
+@given(documents(), st.data())
+def test_removing_equals_deleting_from_the_parsed_object(
+    document: tuple[dict[str, Any], bytes], data: st.DataObject
+) -> None:
+    value, original = document
+    key = data.draw(st.sampled_from(sorted(value))) if value else "a"
+    shorter = without_key(original, key)
+    assert json.loads(shorter) == {name: item for name, item in value.items() if name != key}
+    orjson.loads(shorter)
+    assert json.loads(without_key(original, "never there")) == value
+
+
+@pytest.mark.parametrize(
+    ("data", "left"),
+    [
+        (b'{"router": 1}', b"{}"),
+        (b'{"router": {"a": ["}"]}, "b" : 2}', b'{"b" : 2}'),
+        (b'{"a": 1, "router": 2, "c": 3}', b'{"a": 1, "c": 3}'),
+        (b'{"a": 1, "router": 2}', b'{"a": 1}'),
+        (b'{"router": 1, "a": 2, "\\u0072outer": 3}', b'{"a": 2}'),
+        (b'{"a": {"router": 1}}', b'{"a": {"router": 1}}'),
+        (b"{}", b"{}"),
+    ],
+)
+def test_what_is_removed_takes_its_comma_with_it(data: bytes, left: bytes) -> None:
+    assert without_key(data, "router") == left
 
 
 def test_only_the_top_level_is_touched() -> None:

@@ -5,11 +5,13 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from simulations import run as scenario_run
 from simulations import scenario_pictures, scenario_tables
 from simulations.__main__ import main
+from simulations.drawing import End, Pen, label_ends, line
 from simulations.hindsight import HINDSIGHT
 from simulations.metrics import static_mix
 from simulations.pools import field_of
@@ -118,6 +120,16 @@ def test_the_picture_is_1200_wide_and_nothing_runs_over_its_edge(scenario, where
     assert image.shape[1] == 1200
     for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
         assert np.all(edge == 255)
+
+
+def test_labels_stand_at_the_height_where_their_lines_end():
+    figure = Figure(dpi=100)
+    axes = figure.subplots()
+    line(axes, np.array([0.80, 0.97, 0.90]), Pen("#0072B2"))
+    label_ends(axes, [End(0.90, "here", Pen("#0072B2"))], 3)
+    (label,) = axes.texts
+    low, high = axes.get_ylim()
+    assert label.get_position()[1] == pytest.approx((0.90 - low) / (high - low), abs=0.01)
 
 
 def test_the_command_writes_table_pictures_page_and_figures(tmp_path, capsys):

@@ -1,0 +1,329 @@
+"""Calling the model that was chosen: at one of its places, up to the first byte of an answer, and metered to its end.
+
+Until that byte another place of the same model may be tried, which changes nothing about the answer; whether another
+model is tried is the pipeline's business. What a call took is told once, however it ended.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Final
+
+import orjson
+
+from bandit.decide import Decision
+from bandit.statistics import CallStatistics
+from service.config import Deployment, Model, UpstreamSettings
+from service.deployments import Deployments, Place, Visit
+from service.errors import UnavailableError, UpstreamFailedError, UpstreamTimeoutError
+from service.outcomes import Outcome, Outcomes, Status
+from service.refusals import FailedError, broken, kept_headers, refused
+from service.reply import Usage, as_stream, identity, streamed, whole
+from service.request import ChatRequest
+from service.retry_budget import RetryBudget
+from service.routes import ServedRoute
+from service.splice import replace_values, without_key
+from service.sse import EventTooLargeError
+from service.upstream import Reply, Upstream, UpstreamError
+
+EVENT_STREAM: Final = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What the pipeline takes from outside. now: Unix seconds; ticks: monotonic nanoseconds; new_id: scope -> id."""
+
+    upstream: Upstream
+    now: Callable[[], float]
+    ticks: Callable[[], int]
+    new_id: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply whose first byte is there. content: the whole body, or what yields it; headers are lower-case."""
+
+    status: int
+    headers: dict[str, str]
+    content: bytes | AsyncIterator[bytes]
+
+
+@dataclass(slots=True)
+class Tries:
+    """How often a request may be tried still. made: calls so far; ended: another one was wanted, and was not to be had."""
+
+    left: int
+    budget: RetryBudget
+    made: int = 0
+    ended: bool = False
+
+    def again(self, now_s: float) -> bool:
+        self.ended = self.ended or self.left <= 0 or not self.budget.take(now_s)
+        if not self.ended:
+            self.left -= 1
+        return not self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One decision on its way to its model. started: ticks; logprobs: asked for on the router's own account."""
+
+    ask: ChatRequest
+    route: ServedRoute
+    model: Model
+    decision: Decision
+    started: int
+    logprobs: bool = False
+
+
+@dataclass(slots=True)
+class Call:
+    """One attempt at one place. first_byte: ticks, 0 until it is there. settled: its outcome was told."""
+
+    attempt: Attempt
+    visit: Visit
+    usage: Usage
+    first_byte: int = 0
+    settled: bool = False
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.visit.place.deployment
+
+
+class Calls:
+    def __init__(
+        self, shell: Shell, deployments: Deployments, outcomes: Outcomes, limits: UpstreamSettings
+    ) -> None:
+        self._shell, self._deployments, self._outcomes = shell, deployments, outcomes
+        self._first_byte_timeout_s = limits.first_byte_timeout_s
+
+    @property
+    def now_s(self) -> float:
+        return self._shell.ticks() * 1e-9
+
+    async def make(self, attempt: Attempt, tries: Tries, stack: AsyncExitStack) -> Answer:
+        """The answer up to its first byte; leaving `stack` closes the upstream. Raises FailedError."""
+        name = attempt.model.arm.name
+        visited: list[Place] = []
+        failure = FailedError(UnavailableError(f"{name} takes no more requests for the moment", 1), "full")
+        while (visit := self._deployments.visit(name, self.now_s, not_again=visited)) is not None:
+            if visited and not tries.again(self.now_s):
+                self._deployments.left(visit)
+                break
+            visited.append(visit.place)
+            tries.made += 1
+            try:
+                return await self._call(Call(attempt, visit, Usage()), stack)
+            except FailedError as failed:
+                failure = failed
+                if failed.fault in ("unfit", "client"):
+                    break  # another place of the same model would say the same
+        raise failure
+
+    def open(self, attempt: Attempt) -> Call:
+        """A call that somebody else makes, who reports of it with `tell` and ends it with `leave`. Raises FailedError."""
+        visit = self._deployments.visit(attempt.model.arm.name, self.now_s)
+        if visit is None:
+            message = f"{attempt.model.arm.name} takes no more requests for the moment"
+            raise FailedError(UnavailableError(message, 1), "full")
+        return Call(attempt, visit, Usage())
+
+    def tell(self, call: Call, failed: FailedError | None = None) -> None:
+        """What came of a call that somebody else made; what it took stands in its usage."""
+        if failed is not None:
+            self._failed(call, failed)
+            return
+        self._begun(call)
+        self._finished(call)
+
+    async def _call(self, call: Call, stack: AsyncExitStack) -> Answer:
+        model, place = call.attempt.model, call.deployment
+        async with AsyncExitStack() as trial:
+            trial.callback(self.leave, call)
+            try:
+                sending = self._shell.upstream.send(
+                    f"{place.base_url}/chat/completions", _headers(place), _body(call.attempt, place)
+                )
+                reply = await trial.enter_async_context(sending)
+                answer = await self._receive(call, reply)
+            except UpstreamError as error:
+                failed = broken(error, model.arm.name)
+                self._failed(call, failed)
+                raise failed from error
+            except FailedError as failed:
+                self._failed(call, failed)
+                raise
+            stack.push_async_exit(trial.pop_all())
+            return answer
+
+    async def _receive(self, call: Call, reply: Reply) -> Answer:
+        attempt, name, asked = call.attempt, call.attempt.model.arm.name, call.attempt.ask
+        if reply.status != 200:
+            body = await reply.read()
+            raise refused(reply, body, name, secret=call.deployment.api_key, now=self._shell.now())
+        headers = kept_headers(reply.headers)
+        headers["content-type"] = reply.headers.get("content-type", "application/json")
+        headers["x-router-decision-id"] = attempt.decision.decision_id
+        headers["x-router-route"] = attempt.route.name
+        headers["x-router-model"] = name
+        ours = identity(attempt.decision.decision_id, name)
+        if EVENT_STREAM in headers["content-type"]:
+            if not asked.stream:
+                raise FailedError(UpstreamFailedError(f"{name} sent a stream where none was asked for"))
+            headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            events = streamed(reply.chunks(), ours, call.usage, usage_asked=asked.usage_asked)
+            first = await self._first(events, call.usage, name)
+            self._begun(call)
+            return Answer(200, headers, self._metered(call, events, first))
+        try:
+            body = whole(await reply.read(), ours, call.usage)
+            if asked.stream:  # a place that does not stream: its answer comes in one piece
+                body = as_stream(body, usage_asked=asked.usage_asked)
+                headers |= {"content-type": EVENT_STREAM, "cache-control": "no-cache"}
+        except ValueError as error:
+            told = UpstreamFailedError(f"{name} answered 200 with something that is no answer")
+            raise FailedError(told) from error
+        self._begun(call)
+        self._finished(call)
+        return Answer(200, headers, body)
+
+    async def _first(self, events: AsyncIterator[bytes], usage: Usage, model: str) -> bytes:
+        """A stream up to its first event with something of an answer; a stream without one in time has failed.
+
+        What comes before, comments that keep a connection alive, is held back: until then another model may be tried.
+        """
+        head = b""
+        try:
+            async with asyncio.timeout(self._first_byte_timeout_s):
+                async for piece in events:
+                    head += piece
+                    if usage.failed:
+                        break
+                    if usage.pieces:
+                        return head
+        except EventTooLargeError as error:
+            raise FailedError(UpstreamFailedError(f"{model}: {error}")) from error
+        except TimeoutError:
+            message = f"{model} began no answer within {self._first_byte_timeout_s:g} s"
+            raise FailedError(UpstreamTimeoutError(message), "timeout") from None
+        what = "told of an error" if usage.failed else "ended its stream"
+        raise FailedError(UpstreamFailedError(f"{model} {what} before it answered"))
+
+    async def _metered(self, call: Call, events: AsyncIterator[bytes], first: bytes) -> AsyncIterator[bytes]:
+        """The rest of a stream. After its first byte nothing is tried again: a failure is told in the stream."""
+        name, secret = call.attempt.model.arm.name, call.deployment.api_key
+        yield first
+        try:
+            async for event in events:
+                shown = event.replace(secret.encode(), b"[key]") if secret and call.usage.failed else event
+                yield shown
+        except (UpstreamError, EventTooLargeError) as error:
+            yield self._broke_off(call, f"{name} failed in the middle of its answer: {error}")
+        else:
+            if call.usage.failed:
+                self._failed(call, FailedError(UpstreamFailedError(f"{name} told of an error in its answer")))
+            elif not call.usage.finished and not call.usage.done:
+                yield self._broke_off(call, f"{name} ended its stream in the middle of its answer")
+            else:
+                self._finished(call)
+
+    def _broke_off(self, call: Call, message: str) -> bytes:
+        error = UpstreamFailedError(message)
+        self._failed(call, FailedError(error))
+        return b"data: " + error.body() + b"\n\n"
+
+    def _begun(self, call: Call) -> None:
+        call.first_byte = self._shell.ticks()
+        self._deployments.begun(call.visit)
+
+    def _finished(self, call: Call) -> None:
+        self._deployments.answered(call.visit, self.now_s)
+        attempt, usage = call.attempt, call.usage
+        ticks = self._shell.ticks()
+        timed = CallStatistics(
+            timed=1,
+            latency_us=(ticks - attempt.started) // 1000,
+            first_byte_us=(call.first_byte - attempt.started) // 1000,
+        )
+        if usage.tokens_in is not None and usage.tokens_out is not None:
+            timed = replace(
+                timed,
+                calls=1,
+                tokens_in=usage.tokens_in,
+                tokens_in_estimated=attempt.decision.context.needs.tokens_in,
+                tokens_out=usage.tokens_out,
+            )
+        attempt.route.learned.recorder.called(attempt.decision.arm.name, timed)
+        self._settle(call, "answered")
+
+    def _failed(self, call: Call, failed: FailedError) -> None:
+        """A place at fault is reported so; a full one asked for time; a request at fault leaves the place its good name."""
+        now_s = self.now_s
+        match failed.fault:
+            case "failed" | "timeout":
+                self._deployments.failed(call.visit, now_s, timeout=failed.fault == "timeout")
+                arm = call.attempt.decision.arm.name
+                call.attempt.route.learned.recorder.called(arm, CallStatistics(failures=1))
+                self._settle(call, "failed", failed.error.message)
+            case "full":
+                self._deployments.full(call.visit, now_s, retry_after_s=failed.retry_after_s)
+                self._settle(call, "full", failed.error.message)
+            case _:
+                self._deployments.answered(call.visit, now_s)
+                self._settle(call, "refused", failed.error.message)
+
+    def leave(self, call: Call) -> None:
+        """The call's connection is given up or back. Where nothing was told of it yet, its client has left."""
+        if not call.settled:
+            self._settle(call, "aborted")
+        self._deployments.left(call.visit)
+
+    def _settle(self, call: Call, status: Status, error: str | None = None) -> None:
+        call.settled = True
+        attempt, usage = call.attempt, call.usage
+        tokens_in, tokens_out = usage.tokens_in, usage.tokens_out
+        produced = bool(call.first_byte) or status == "aborted"
+        estimated = produced and (tokens_in is None or tokens_out is None)
+        if estimated:
+            tokens_in = attempt.decision.context.needs.tokens_in if tokens_in is None else tokens_in
+            tokens_out = usage.pieces if tokens_out is None else tokens_out
+        cost_usd = None
+        if tokens_in is not None and tokens_out is not None:
+            cost_usd = attempt.model.cost_usd(tokens_in, tokens_out, tokens_cached=usage.tokens_cached)
+        outcome = Outcome(
+            status=status,
+            route=attempt.route.name,
+            model=attempt.model.arm.name,
+            place=call.deployment.name,
+            latency_s=(self._shell.ticks() - attempt.started) * 1e-9,
+            first_byte_s=(call.first_byte - attempt.started) * 1e-9 if call.first_byte else None,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            tokens_cached=usage.tokens_cached,
+            cost_usd=cost_usd,
+            estimated=estimated,
+            error=error,
+        )
+        self._outcomes.add(attempt.decision.decision_id, outcome)
+
+
+def _headers(place: Deployment) -> dict[str, str]:
+    headers = {"content-type": "application/json", "accept-encoding": "identity"}
+    if place.api_key is not None:
+        headers["authorization"] = f"Bearer {place.api_key}"
+    return headers
+
+
+def _body(attempt: Attempt, place: Deployment) -> bytes:
+    """The client's bytes with the place's name of the model, with usage asked for in a stream, without what is ours."""
+    ask, effort = attempt.ask, attempt.model.reasoning_effort
+    values = {"model": orjson.dumps(place.upstream_model)}
+    if ask.stream and not ask.usage_asked:
+        values["stream_options"] = orjson.dumps({**(ask.stream_options or {}), "include_usage": True})
+    if effort is not None:
+        values["reasoning_effort"] = orjson.dumps(effort)
+    if attempt.logprobs:
+        values["logprobs"] = b"true"
+    return replace_values(without_key(ask.body, "router") if ask.extended else ask.body, values)

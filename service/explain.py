@@ -1,0 +1,159 @@
+"""Why a decision fell as it did: what is stored with it, and what is shown of it.
+
+Per candidate: what is believed of its quality (posterior mean and spread), its expected cost and latency, what the
+objective makes of them, and the probability with which it was chosen. Per model left out: a code and a reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from bandit.arms import Arm, Exclusion
+from bandit.decide import Decision
+from bandit.policy import Policy, Thompson
+from bandit.posterior import Posterior
+from bandit.types import Context, Needs, Vector
+from feedback.records import DecisionPrefix
+from service.outcomes import Outcome
+
+DIGITS: Final = 6
+CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "candidates": "the request did not name it as a candidate",
+        "rule": "a rule of the route left it out",
+        "context_window": "the request did not fit its window",
+        "tools": "the request offered tools and it cannot call them",
+        "images": "the request showed images and it cannot see them",
+        "json_schema": "the request gave a JSON schema and it keeps to none",
+        "unavailable": "it had no key here, or had failed in this request before",
+        "busy": "it took no more requests at that moment",
+        "resting": "it was given a rest after failures",
+        "session": "the conversation stayed with the model that holds its cache",
+        "cascade": "its answer in this request was not good enough",
+    }
+)
+BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utility")
+
+Belief = list[float | None]  # in the order of BELIEFS
+
+
+def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> list[Belief]:
+    """What is believed of each candidate. utility: of the expected quality, None where the policy weighs nothing."""
+    cost_usd = posterior.cost.expected_usd(decision.candidates, decision.context.needs)  # (K,)
+    utility = _utility(policy, posterior, decision.candidates, decision.quality_mean, cost_usd)
+    return [
+        [
+            round(float(decision.quality_mean[k]), DIGITS),
+            round(float(decision.quality_sd[k]), DIGITS),
+            float(f"{cost_usd[k]:.6g}"),
+            _latency_s(posterior, arm.name),
+            None if utility is None else round(float(utility[k]), DIGITS),
+        ]
+        for k, arm in enumerate(decision.candidates)
+    ]
+
+
+def expected_utility(
+    policy: Policy, posterior: Posterior, context: Context, candidates: Sequence[Arm]
+) -> Vector | None:
+    """(K,) utility of each candidate's expected quality; None where the policy weighs nothing."""
+    mean = posterior.quality.predict(context.x, [arm.name for arm in candidates]).mean
+    cost_usd = posterior.cost.expected_usd(candidates, context.needs)
+    return _utility(policy, posterior, candidates, mean, cost_usd)
+
+
+def explanation_of(
+    route: str, policy: Policy, decision: Decision, excluded: Sequence[Exclusion], believed: list[Belief]
+) -> dict[str, Any]:
+    """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it."""
+    return {
+        "route": route,
+        "policy": repr(policy),
+        "log": decision.token,
+        "candidates": [
+            [arm.name, p, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out]
+            for arm, p in zip(decision.candidates, decision.probabilities.tolist(), strict=True)
+        ],
+        "needs": astuple(decision.context.needs),
+        "excluded": {e.arm: e.code for e in excluded},
+        "beliefs": believed,
+    }
+
+
+def shown(
+    explanation: Mapping[str, Any], *, chosen: str, propensity: float, reasons: Mapping[str, str]
+) -> dict[str, Any]:
+    """An explanation in words that need no manual. reasons: sentences for models left out, where they are known."""
+    believed = explanation.get("beliefs") or [[None] * len(BELIEFS)] * len(explanation["candidates"])
+    candidates = [
+        {
+            "model": name,
+            "probability": probability,
+            "price_usd_per_mtok_in": price_in,
+            "price_usd_per_mtok_out": price_out,
+            **dict(zip(BELIEFS, belief, strict=True)),
+        }
+        for (name, probability, price_in, price_out), belief in zip(
+            explanation["candidates"], believed, strict=True
+        )
+    ]
+    return {
+        "route": explanation["route"],
+        "model": chosen,
+        "propensity": propensity,
+        "choice": _choice(candidates, chosen),
+        "candidates": candidates,
+        "excluded": [
+            {"model": name, "code": code, "reason": reasons.get(name) or CODES.get(code)}
+            for name, code in explanation["excluded"].items()
+        ],
+        "needs": asdict(Needs(*explanation["needs"])),
+        "policy": explanation["policy"],
+        "snapshot": explanation["log"],
+    }
+
+
+def shown_record(
+    decision_id: str, prefix: DecisionPrefix, explanation: Mapping[str, Any], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """A stored decision, and what became of it as far as this process knows."""
+    return {
+        "decision_id": decision_id,
+        "decided_at": prefix.decided_at,
+        "attempt": prefix.attempt,
+        **shown(explanation, chosen=prefix.arm, propensity=prefix.propensity, reasons={}),
+        "features": prefix.x.tolist(),
+        "calls": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _choice(candidates: Sequence[Mapping[str, Any]], chosen: str) -> str:
+    """exploit: the highest expected utility was chosen; explore: another; only: there was no choice;
+    unweighed: the strategy knows no utility.
+    """
+    if len(candidates) == 1:
+        return "only"
+    weighed = [candidate for candidate in candidates if candidate["utility"] is not None]
+    if not weighed:
+        return "unweighed"
+    best = max(weighed, key=lambda candidate: float(candidate["utility"]))
+    return "exploit" if best["model"] == chosen else "explore"
+
+
+def _latency_s(posterior: Posterior, arm: str) -> float | None:
+    """Mean of the calls that were timed; None before the first."""
+    calls = posterior.cost.calls.get(arm)
+    return round(calls.latency_us / calls.timed * 1e-6, 4) if calls is not None and calls.timed else None
+
+
+def _utility(
+    policy: Policy, posterior: Posterior, candidates: Sequence[Arm], mean: Vector, cost_usd: Vector
+) -> Vector | None:
+    if not isinstance(policy, Thompson):
+        return None
+    reference = int(np.argmax(posterior.quality.typical([arm.name for arm in candidates])))
+    utility: Vector = policy.objective.utility(mean[None, :], cost_usd, reference)[0]
+    return utility
