@@ -60,7 +60,7 @@ class ScheduleError(AssertionError):
 class NoPosterior:
     """A quality model for schedules, which never decide by what was learned."""
 
-    def fit(self, ratings: Any, d: int) -> Any:
+    def fit(self, ratings: Any, d: int, entry_prices: Any) -> Any:
         return None
 
 
