@@ -24,7 +24,8 @@ from feedback.store import Answer, Feedback, Log, Settled, StoreError
 
 log = logging.getLogger(__name__)
 RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
-RESEND_AT_A_TIME: Final = 256
+RESEND_AT_A_TIME: Final = 2048
+RESEND_AT_ONCE: Final = 16
 TOO_LATE: Final = "not confirmed within the feedback window; it may have been counted before"
 ASK_AGAIN_MAX_S: Final = (
     60.0  # a decision that is not visible is asked for ever more seldom, but at least this often
@@ -127,15 +128,27 @@ class Intake:
         return [await asyncio.shield(self._give_one(route, feedback)) for feedback in feedbacks]
 
     async def resend(self, scope: str) -> None:
-        """Send what the store has not answered for, in the order it came; StoreError stops it until the next time."""
-        unknown: set[str] = set()
+        """Send what the store has not answered for, a decision's values in the order they came; StoreError stops it until
+        the next time.
+        """
+        by_decision: dict[str, list[_Tracked]] = {}
         for tracked in self._due(scope):
+            by_decision.setdefault(tracked.feedback.decision_id, []).append(tracked)
+        decisions = list(by_decision.values())
+        for first in range(0, len(decisions), RESEND_AT_ONCE):
+            sent = (self._resend_in_turn(scope, them) for them in decisions[first : first + RESEND_AT_ONCE])
+            for outcome in await asyncio.gather(*sent, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+        self._queued_ids = self._decisions_queued()
+
+    async def _resend_in_turn(self, scope: str, values: Sequence[_Tracked]) -> None:
+        """None may overtake an earlier one: the value given last is the one that counts."""
+        for tracked in values:
             decision_id = tracked.feedback.decision_id
             if self._waited_s(tracked) > self._window_s:
                 await self._bury(tracked, TOO_LATE)
                 continue
-            if decision_id in unknown:
-                continue  # it must not overtake an earlier one: the value given last is the one that counts
             self._complete(tracked)
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
             await self._answered(tracked, settled)
@@ -143,10 +156,9 @@ class Intake:
             if settled.answer in REFUSALS:
                 await self._bury(tracked, REFUSALS[settled.answer])
             elif settled.answer is Answer.UNKNOWN_DECISION:
-                unknown.add(decision_id)
                 pause_s = min(max(self._waited_s(tracked), 0.0), ASK_AGAIN_MAX_S)
                 self._ask_again_at[decision_id] = self._clock() + pause_s
-        self._queued_ids = self._decisions_queued()
+                return
 
     def _complete(self, tracked: _Tracked) -> None:
         """With the decision's record, if this process has come to hold it since."""

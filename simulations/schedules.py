@@ -512,7 +512,7 @@ def _counted(state: Any, decision: str, kind: int, source: str) -> tuple[int, fl
     """How often the sums hold a feedback, and with which value: every decision is an arm of its own."""
     if kind == RATED:
         sums = state.ratings.get((decision, source))
-        if sums is None:
+        if sums is None or not sums.n:
             return 0, None
         weight = 2.0 ** ((state.epoch or 0) - BEGIN_S / HALF_LIFE_S)
         n = sums.n * weight
