@@ -41,6 +41,7 @@ class Server:
             "appendfsync": "everysec", "maxmemory-policy": "noeviction", "logfile": folder / "log",
         } | {name.replace("_", "-"): value for name, value in options.items()}  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
+        self._clients: dict[str, Any] = {}
 
     @property
     def url(self) -> str:
@@ -65,8 +66,12 @@ class Server:
             time.sleep(0.01)
 
     def client(self, **options: Any) -> Any:
+        """One for each password, closed with the server."""
         options = {"password": self.options.get("requirepass"), "socket_timeout": 5} | options
-        return redis.Redis(host="127.0.0.1", port=self.port, **options)
+        key = repr(sorted(options.items()))
+        if key not in self._clients:
+            self._clients[key] = redis.Redis(host="127.0.0.1", port=self.port, **options)
+        return self._clients[key]
 
     def pause(self) -> None:
         assert self.process is not None
@@ -81,6 +86,8 @@ class Server:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
+        for client in self._clients.values():
+            client.close()  # it connects again if it is used again
 
 
 class Cluster:

@@ -436,8 +436,8 @@ async def test_the_documented_permissions_are_enough(server_of: ServerOf, tmp_pa
         await running.load(seconds=0.5)
         await running.settled()
         running.hold_account()
-    with pytest.raises(redis.ResponseError):
-        redis.Redis.from_url(url).flushall()
+    with redis.Redis.from_url(url) as client, pytest.raises(redis.ResponseError):
+        client.flushall()
 
 
 ACL = "~lr:* +@read +@write +@scripting +@connection -@dangerous +info +time"
