@@ -4,8 +4,9 @@ A policy makes the probabilities of all candidates first; `bandit.decide` then s
 is logged with a decision is the one it was made with, exactly, for every policy.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from bandit.belief import Belief
 from bandit.noise import NORMALS_MAX, Noise
 from bandit.objective import Mask, Objective
 from bandit.types import Vector
+
+RATINGS_TO_SETTLE: Final = 100.0
 
 
 class Policy(Protocol):
@@ -31,20 +34,22 @@ class Thompson:
 
         p_a = (1 - floor) x share of `draws` posterior draws in which arm a has the highest utility + f_a
 
-    scale: factor on the posterior's spread; well below 1 explores less than the posterior warrants and did best on
-    recorded outcomes. floor: total probability spread over all candidates that the objective allows (`spread_floor`), so
+    scale, first_scale: factors on the posterior's spread after many ratings and before the first. Between them the factor
+    falls as 1 / sqrt(1 + n / RATINGS_TO_SETTLE), n ratings of the candidates: what is learned early serves for long. Well
+    below 1 in the end: on recorded outcomes that explores enough (BENCHMARKS.md has the table). floor: total probability spread over all candidates that the objective allows (`spread_floor`), so
     that every logged propensity is above zero and off-policy evaluation is possible.
     """
 
     objective: Objective
-    scale: float = 0.4
+    scale: float = 0.2
+    first_scale: float = 0.7
     floor: float = 0.01
     draws: int = 64
 
     def probabilities(self, belief: Belief, noise: Noise) -> Vector:
         K, objective = len(belief.arms), self.objective
         count = min(self.draws, NORMALS_MAX // K)  # M; fewer with hundreds of arms
-        quality = belief.quality.draws(noise.normals(count * K), scale=self.scale)  # (M, K)
+        quality = belief.quality.draws(noise.normals(count * K), scale=self.spread(belief))  # (M, K)
         utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
         preferred = objective.preferred(belief)
         if not preferred.all():
@@ -53,6 +58,11 @@ class Thompson:
         greedy = wins * ((1.0 - self.floor) / count)
         shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
         return shares
+
+    def spread(self, belief: Belief) -> float:
+        """The factor on the posterior's spread at this decision."""
+        n = float(belief.ratings.sum())
+        return self.scale + (self.first_scale - self.scale) / math.sqrt(1.0 + n / RATINGS_TO_SETTLE)
 
     def utility(self, belief: Belief) -> Vector:
         reference = self.objective.reference(belief)
@@ -101,6 +111,28 @@ class Ramped:
 
     def utility(self, belief: Belief) -> Vector:
         return self.policy.utility(belief)
+
+
+def aimed(policy: Policy, objective: Objective) -> Policy:
+    """The same policy with another objective; one that weighs nothing stays as it is."""
+    match policy:
+        case Thompson():
+            return replace(policy, objective=objective)
+        case Ramped():
+            return replace(policy, policy=aimed(policy.policy, objective))
+        case _:
+            return policy
+
+
+def objective_of(policy: Policy) -> Objective | None:
+    """What the policy aims at; None for one that weighs nothing."""
+    match policy:
+        case Thompson():
+            return policy.objective
+        case Ramped():
+            return objective_of(policy.policy)
+        case _:
+            return None
 
 
 @dataclass(frozen=True, slots=True)

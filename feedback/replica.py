@@ -77,7 +77,8 @@ class Replica:
         self.state = State(TAG, DIMENSION)
         self.posterior: Posterior = self.state.posterior(model)
         self.counters = Counters()
-        self._log, self._model, self._clock = log, model, clock
+        self.model = model
+        self._log, self._clock = log, clock
         self._reader = Reader()
         self._answered: dict[str, float] = {}  # alarm -> when this replica answered it, by its clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
@@ -89,6 +90,11 @@ class Replica:
         self._posterior_due = clock() + POSTERIOR_S
         self._patience_s, self._empty_since = patience_s, float("inf")
         self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
+
+    def adopt_model(self, model: QualityModel) -> None:
+        """Believe by this model from now on: another registry, another prior. What was learned is the same."""
+        self.model = model
+        self._adopt(self.state)
 
     def has_seen(self, token: str) -> bool:
         """The entry is in the history that this replica holds (asked of recent tokens only)."""
@@ -186,7 +192,7 @@ class Replica:
 
     def _adopt(self, state: State) -> None:
         self._posterior_due = self._clock() + POSTERIOR_S
-        self.state, self.posterior = state, state.posterior(self._model, self._reader)
+        self.state, self.posterior = state, state.posterior(self.model, self._reader)
 
     async def _answer_alarms(self) -> bool:
         """Append the answers to alarms that this replica has not answered within a minute; True where it appended any."""

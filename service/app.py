@@ -72,6 +72,8 @@ class Gateway:
         scopes = quality_models(settings)
         if fresh := sorted(set(scopes) - set(self.learning.routes)):
             raise ReloadError(f"{', '.join(fresh)}: a new route or tenant begins with a restart")
+        for scope, model in scopes.items():
+            self.learning.routes[scope].replica.adopt_model(model)
         self.pipeline.adopt(settings, served_routes(settings, self.learning.routes))
         self.access.adopt(settings)
         self.settings = settings

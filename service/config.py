@@ -41,6 +41,7 @@ DEFAULT_TENANT: Final = "default"  # of everybody where no key tells tenants apa
 StrategyName = Literal["bandit", "fixed", "uniform", "cascade"]
 SignalName = Literal["logprob", "judge"]
 ObjectiveName = Literal["quality", "balanced", "cost"]
+PriorName = Literal["shipped", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class Model:
     price_usd_per_mtok_cached_in: for prompt tokens read from the provider's cache; default: as any prompt token.
     reasoning_effort: sent with every request, whatever the client says, so that (model, effort) is an arm of its own;
         one of none, minimal, low, medium, high, xhigh; None: the client's own.
+    expected_quality (0 to 1), expected_quality_ratings (default 20): what you expect of it here, a belief worth so many
+        ratings; sibling: a model that the prior may know better than this one. All three stand in `arm`.
     withdrawn: it is called no more, though routes list it; what was learned of it is kept. Default false.
     """
 
@@ -138,6 +141,14 @@ class Cascade:
 
 
 @dataclass(frozen=True, slots=True)
+class Ramp:
+    """How far a route is switched on: `share`, 0 to 1, of its requests go where the strategy says, the others to `baseline`."""
+
+    baseline: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A named set of models with a way to choose between them: what a client sends as `model`.
 
@@ -152,6 +163,12 @@ class Route:
     exploration_floor: total probability spread over all eligible models, 0.0001 to 0.2, default 0.01.
     rules: narrow the choice before the strategy chooses; the first that fits the request counts.
     cascade: required with, and only with, that strategy.
+    budget_usd_per_request: for "quality": what requests may cost on average, in USD, above 0; each gateway paces its own.
+    baseline: for "cost": the model that quality_floor is measured from; default: the one that is best over all traffic.
+    confidence: for "cost": only models that are above the floor with this probability, 0.5 to 1, are chosen; default: none,
+        posterior draws decide, which explores.
+    prior: what is believed of models before the first rating: "shipped" (default) or "none".
+    ramp: send only a share of the requests where the strategy says, the others to a baseline; share 0 is shadow.
     sticky_sessions: a conversation stays with its model unless the gain beats the price of a lost prompt cache, default
         true; acts where a model's cached tokens are cheaper, with strategy "bandit".
     hedge_after_s: ask a second model too when the first has not begun to answer by then; default: never.
@@ -168,6 +185,11 @@ class Route:
     cascade: Cascade | None = None
     sticky_sessions: bool = True
     hedge_after_s: float | None = None
+    budget_usd_per_request: float | None = None
+    baseline: str | None = None
+    confidence: float | None = None
+    prior: PriorName = "shipped"
+    ramp: Ramp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +370,9 @@ def _model(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Model:
             tools=entry.tools,
             images=entry.images,
             json_schema=entry.json_schema,
+            expected_quality=entry.expected_quality,
+            expected_quality_ratings=entry.expected_quality_ratings,
+            sibling=entry.sibling or "",
         ),
         deployments=_deployments(name, entry, environ),
         price_usd_per_mtok_cached_in=entry.price_usd_per_mtok_in if cached is None else cached,
@@ -390,6 +415,11 @@ def _route(name: str, entry: RouteEntry) -> Route:
         cascade=Cascade(**entry.cascade.model_dump()) if entry.cascade else None,
         sticky_sessions=entry.sticky_sessions,
         hedge_after_s=entry.hedge_after_s,
+        budget_usd_per_request=entry.budget_usd_per_request,
+        baseline=entry.baseline,
+        confidence=entry.confidence,
+        prior=entry.prior,
+        ramp=None if entry.ramp is None else Ramp(entry.ramp.baseline, entry.ramp.share),
     )
 
 

@@ -223,6 +223,41 @@ def _judge(judge: str | None, info: ValidationInfo) -> str | None:
     return judge
 
 
+def _budget(budget: float | None, info: ValidationInfo) -> float | None:
+    objective = info.data.get("objective")
+    if budget is not None and objective is not None and objective != "quality":
+        raise _wrong("acts only with `objective: quality`: the best quality that the budget can pay for")
+    return budget
+
+
+def _baseline_of_this_route(name: str | None, info: ValidationInfo) -> str | None:
+    objective = info.data.get("objective")
+    if name is not None and objective is not None and objective != "cost":
+        raise _wrong("acts only with `objective: cost`: the model that quality_floor is measured from")
+    return _listed(name, info)
+
+
+def _confidence(confidence: float | None, info: ValidationInfo) -> float | None:
+    objective = info.data.get("objective")
+    if confidence is not None and objective is not None and objective != "cost":
+        raise _wrong("acts only with `objective: cost`: how sure a model must be above the floor")
+    return confidence
+
+
+def _ramp_of_this_route(ramp: "RampEntry | None", info: ValidationInfo) -> "RampEntry | None":
+    if ramp is not None:
+        _listed(ramp.baseline, info)
+    return ramp
+
+
+def _listed(name: str | None, info: ValidationInfo) -> str | None:
+    """One of the route's own models."""
+    listed = info.data.get("models", [])
+    if name is not None and listed and name not in listed:
+        raise _wrong(f"names {name!r:.100}, which this route does not list{nearest(name, frozenset(listed))}")
+    return name
+
+
 def _worth(worth: float | None, info: ValidationInfo) -> float | None:
     weighed = (info.data.get("strategy"), info.data.get("objective")) == ("bandit", "balanced")
     if worth is None and weighed:
@@ -274,6 +309,9 @@ class ModelEntry(_Section):
     json_schema: bool = True
     withdrawn: bool = False
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    expected_quality: Share | None = None
+    expected_quality_ratings: float = Field(default=20.0, gt=0, le=1e6)
+    sibling: Printable | None = None
 
 
 class WhenEntry(_Section):
@@ -299,6 +337,11 @@ class CascadeEntry(_Section):
     accept_from: Share
 
 
+class RampEntry(_Section):
+    baseline: ModelName
+    share: Share
+
+
 class RouteEntry(_Section):
     models: Annotated[list[ModelName], Field(min_length=1), AfterValidator(_distinct)]
     strategy: Literal["bandit", "fixed", "uniform", "cascade"] = "bandit"
@@ -308,6 +351,13 @@ class RouteEntry(_Section):
     ] = None
     quality_floor: float = Field(default=0.02, ge=0, le=1)
     exploration_floor: float = Field(default=0.01, ge=0.0001, le=0.2)
+    budget_usd_per_request: Annotated[
+        Annotated[float, Field(gt=0, le=1e6)] | None, AfterValidator(_budget)
+    ] = None
+    baseline: Annotated[ModelName | None, AfterValidator(_baseline_of_this_route)] = None
+    confidence: Annotated[Annotated[float, Field(gt=0.5, lt=1)] | None, AfterValidator(_confidence)] = None
+    prior: Literal["shipped", "none"] = "shipped"
+    ramp: Annotated[RampEntry | None, AfterValidator(_ramp_of_this_route)] = None
     rules: Annotated[list[RuleEntry], AfterValidator(_rules_of_this_route)] = Field(default_factory=list)
     cascade: Annotated[
         CascadeEntry | None, AfterValidator(_cascade_of_this_route), Field(validate_default=True)

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from bandit.arms import Arm, Exclusion
+from bandit.arms import Exclusion
 from bandit.decide import Decision
-from bandit.policy import Policy, Thompson
+from bandit.policy import Policy, objective_of
 from bandit.posterior import Posterior
-from bandit.types import Context, Needs, Vector
+from bandit.types import Needs
 from feedback.records import DecisionPrefix
 from service.outcomes import Outcome
 
@@ -41,28 +41,23 @@ Belief = list[float | None]  # in the order of BELIEFS
 
 
 def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> list[Belief]:
-    """What is believed of each candidate. utility: of the expected quality, None where the policy weighs nothing."""
-    cost_usd = posterior.cost.expected_usd(decision.candidates, decision.context.needs)  # (K,)
-    utility = _utility(policy, posterior, decision.candidates, decision.quality_mean, cost_usd)
+    """What was believed of each candidate. quality_mean: within 0..1, which a linear model is not. utility: of the expected quality, None where the policy weighs nothing."""
+    weighed = objective_of(policy) is not None
     return [
         [
-            round(float(decision.quality_mean[k]), DIGITS),
+            round(min(max(float(decision.quality_mean[k]), 0.0), 1.0), DIGITS),
             round(float(decision.quality_sd[k]), DIGITS),
-            float(f"{cost_usd[k]:.6g}"),
+            float(f"{decision.cost_usd[k]:.6g}"),
             _latency_s(posterior, arm.name),
-            None if utility is None else round(float(utility[k]), DIGITS),
+            _finite(decision.utility[k]) if weighed else None,
         ]
         for k, arm in enumerate(decision.candidates)
     ]
 
 
-def expected_utility(
-    policy: Policy, posterior: Posterior, context: Context, candidates: Sequence[Arm]
-) -> Vector | None:
-    """(K,) utility of each candidate's expected quality; None where the policy weighs nothing."""
-    mean = posterior.quality.predict(context.x, [arm.name for arm in candidates]).mean
-    cost_usd = posterior.cost.expected_usd(candidates, context.needs)
-    return _utility(policy, posterior, candidates, mean, cost_usd)
+def _finite(utility: float) -> float | None:
+    """None for an arm that may not be called: minus infinity is no JSON."""
+    return round(float(utility), DIGITS) if np.isfinite(utility) else None
 
 
 def explanation_of(
@@ -147,13 +142,3 @@ def _latency_s(posterior: Posterior, arm: str) -> float | None:
     """Mean of the calls that were timed; None before the first."""
     calls = posterior.cost.calls.get(arm)
     return round(calls.latency_us / calls.timed * 1e-6, 4) if calls is not None and calls.timed else None
-
-
-def _utility(
-    policy: Policy, posterior: Posterior, candidates: Sequence[Arm], mean: Vector, cost_usd: Vector
-) -> Vector | None:
-    if not isinstance(policy, Thompson):
-        return None
-    reference = int(np.argmax(posterior.quality.typical([arm.name for arm in candidates])))
-    utility: Vector = policy.objective.utility(mean[None, :], cost_usd, reference)[0]
-    return utility

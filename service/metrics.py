@@ -80,7 +80,7 @@ class Metrics:
         self._away = self._gauge("store_away", "1 while the store cannot be reached.", "livemax")
         self._events = self._gauge("events_folded", "Events in the posterior.", "livemax", "route")
 
-    def called(self, outcome: Outcome) -> None:
+    def called(self, decision_id: str, outcome: Outcome) -> None:
         route, model = outcome.route, outcome.model
         series = self._series.get((route, model)) or self._new_series(route, model)
         self._calls.labels(route, model, outcome.status).inc()

@@ -38,14 +38,14 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    def __call__(self, outcome: Outcome, /) -> None: ...
+    def __call__(self, decision_id: str, outcome: Outcome, /) -> None: ...
 
 
 class Outcomes:
     """watchers: told of every outcome as it comes."""
 
     def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
+        self.watchers = list(watchers)
         self._kept: OrderedDict[str, list[Outcome]] = OrderedDict()
 
     def add(self, decision_id: str, outcome: Outcome) -> None:
@@ -53,8 +53,8 @@ class Outcomes:
         self._kept.setdefault(decision_id, []).append(outcome)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        for watcher in self._watchers:
-            watcher(outcome)
+        for watcher in self.watchers:
+            watcher(decision_id, outcome)
 
     def of(self, decision_id: str) -> tuple[Outcome, ...]:
         """What this process knows of the decision's calls, the oldest first."""

@@ -17,7 +17,7 @@ import numpy as np
 from bandit.arms import Arm, Exclusion, eligible
 from bandit.decide import Decision, decide
 from bandit.features import context_of
-from bandit.policy import Policy
+from bandit.policy import Policy, objective_of
 from bandit.types import Context
 from feedback.records import encode_record, prefix_of
 from service.access import ANYBODY, Caller
@@ -26,10 +26,11 @@ from service.cascade import judge_request, judge_score, text_of, token_confidenc
 from service.config import Cascade, Settings
 from service.deployments import REASONS, Deployments
 from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
-from service.explain import beliefs, expected_utility, explanation_of, shown
+from service.explain import beliefs, explanation_of, shown
 from service.hedge import hedged
 from service.narrowing import narrowed
 from service.outcomes import Outcomes
+from service.pacers import Pacers
 from service.refusals import FailedError
 from service.request import ChatRequest, parse_chat
 from service.retry_budget import RetryBudget
@@ -77,6 +78,8 @@ class Pipeline:
         self._shell, self._settings = shell, settings
         self.calls = Calls(shell, self.deployments, outcomes, settings.upstream)
         self._sessions = Sessions()
+        self._pacers = Pacers()
+        outcomes.watchers.append(self._pacers.settled)
         self.budget = RetryBudget(settings.upstream.retry_share, now_s=self.calls.now_s)
 
     def adopt(self, settings: Settings, routes: Mapping[str, Routes]) -> None:
@@ -198,6 +201,7 @@ class Pipeline:
         route = request.route
         decision = self._decide(request, candidates, self._shell.new_id(route.learned.scope))
         self._record(request, decision, excluded)
+        self._pacers.decided(decision, route)
         request.decisions += 1
         request.asked.add(decision.arm.name)
         model = route.models[decision.arm.name]
@@ -233,8 +237,9 @@ class Pipeline:
         own = with_cache(able[place], held.tokens, cached, request.context.needs)
         able = (*able[:place], own, *able[place + 1 :])
         posterior = request.route.learned.replica.posterior
-        utility = expected_utility(request.policy, posterior, request.context, able)
-        if utility is None or utility[place] < np.max(utility):
+        request.policy = self._pacers.policy(request.policy, request.route)
+        utility = request.policy.utility(posterior.belief(request.context, able))
+        if objective_of(request.policy) is None or utility[place] < np.max(utility):
             return able, excluded
         reason = f"the conversation stays with {held.model}: no gain beats the price of its lost cache"
         others = tuple(Exclusion(arm.name, "session", reason) for arm in able if arm is not own)
@@ -244,6 +249,7 @@ class Pipeline:
         if not candidates:
             raise self._none_left(request, self._candidates(request)[1])
         posterior = request.route.learned.replica.posterior
+        request.policy = self._pacers.policy(request.policy, request.route)
         return decide(request.policy, posterior, request.context, candidates, decision_id)
 
     def _record(self, request: _Request, decision: Decision, excluded: tuple[Exclusion, ...]) -> None:

@@ -57,6 +57,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequestError("a message is an object with a role and a content", param=f"messages[{i}]")
+    extension = parse_extension(data.get("router"))
     return ChatRequest(
         body=body,
         model=model,
@@ -65,12 +66,13 @@ def parse_chat(body: bytes) -> ChatRequest:
             tools=_has_tools(data),
             max_tokens_out=_max_tokens(data),
             json_schema=_wants_schema(data),
+            task=extension.task or _task(data),
         ),
         stream=_flag(data, "stream"),
         stream_options=_stream_options(data),
         messages=messages,
         logprobs_asked=_flag(data, "logprobs"),
-        extension=parse_extension(data.get("router")),
+        extension=extension,
         extended="router" in data,
         cache_key=key if isinstance(key := data.get("prompt_cache_key"), str) else None,
     )
@@ -104,6 +106,13 @@ def _max_tokens(data: dict[str, Any]) -> int | None:
             raise BadRequestError(f"{name} must be a whole number of tokens of at least 1", param=name)
         limits.append(value)
     return max(limits, default=None)
+
+
+def _task(data: dict[str, Any]) -> str:
+    """What the caller calls this kind of request in `metadata.task`; "" where it says nothing."""
+    metadata = data.get("metadata")
+    task = metadata.get("task") if isinstance(metadata, dict) else None
+    return task if isinstance(task, str) else ""
 
 
 def _wants_schema(data: dict[str, Any]) -> bool:

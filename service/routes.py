@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from bandit.arms import Arm
 from bandit.objective import Balanced, Cost, Objective, Quality
-from bandit.policy import Fixed, Policy, Thompson, Uniform
+from bandit.policy import Fixed, Policy, Ramped, Thompson, Uniform
 from bandit.quality import QualityModel, SharedBaseline
 from feedback.intake import Route as LearnedRoute
 from feedback.records import policy_tag
+from feedback.shipped import shipped_prior
 from service.config import DEFAULT_TENANT, Cascade, Model, Route, Rule, Settings
 from service.errors import BadRequestError, ModelNotFoundError
 from service.extension import Extension
-
-QUALITY_MODEL: Final[QualityModel] = SharedBaseline()
-
 
 Routes = Mapping[str, "ServedRoute"]  # by what a client may ask for
 
@@ -56,7 +54,7 @@ class ServedRoute:
         """The policy and its tag, with what one request wants otherwise. Raises BadRequestError."""
         if not wishes.changes_policy:
             return self.policy, self.policy_tag
-        if self.configured is None or not isinstance(self.policy, Thompson):
+        if self.configured is None or self.configured.strategy != "bandit":
             message = (
                 f"'{self.name}' weighs nothing, so no objective can be given; ask for a route that learns"
             )
@@ -69,11 +67,13 @@ class ServedRoute:
             quality_floor=_given(wishes.quality_floor, own.quality_floor),
             exploration_floor=_given(wishes.exploration_floor, own.exploration_floor),
         )
+        if wanted.objective != "cost":
+            wanted = replace(wanted, baseline=None, confidence=None)
         if wanted.objective == "balanced" and wanted.usd_per_quality is None:
             message = "router.usd_per_quality is needed: this route does not say what quality is worth"
             raise BadRequestError(message, param="router.usd_per_quality")
         policy = _policy(wanted)
-        return policy, policy_tag(policy, QUALITY_MODEL)
+        return policy, policy_tag(policy, self.policy_tag)
 
 
 def scope_of_route(route: str, tenant: str = DEFAULT_TENANT) -> str:
@@ -82,9 +82,17 @@ def scope_of_route(route: str, tenant: str = DEFAULT_TENANT) -> str:
 
 def quality_models(settings: Settings) -> dict[str, QualityModel]:
     """By scope: the quality model of the route's log. Each tenant's routes learn from its own traffic."""
+    models = {name: quality_model(settings, name) for name in settings.routes}
     return {
-        scope_of_route(name, tenant): QUALITY_MODEL for tenant in settings.tenants for name in settings.routes
+        scope_of_route(name, tenant): model for tenant in settings.tenants for name, model in models.items()
     }
+
+
+def quality_model(settings: Settings, route: str) -> SharedBaseline:
+    """The route's models and what is believed of them before the first rating."""
+    own = settings.routes[route]
+    arms = tuple(settings.models[model].arm for model in own.models)
+    return SharedBaseline(shipped_prior() if own.prior == "shipped" else None, arms)
 
 
 def served_routes(settings: Settings, learned: Mapping[str, LearnedRoute]) -> dict[str, Routes]:
@@ -124,10 +132,10 @@ def _routed(name: str, settings: Settings, learned: LearnedRoute) -> ServedRoute
         name=name,
         models=models,
         policy=policy,
-        policy_tag=policy_tag(policy, QUALITY_MODEL),
+        policy_tag=policy_tag(policy, quality_model(settings, name)),
         learned=learned,
         configured=route,
-        sticks=route.sticky_sessions and cheaper and isinstance(policy, Thompson),
+        sticks=route.sticky_sessions and cheaper and route.strategy == "bandit",
     )
 
 
@@ -143,6 +151,11 @@ def _direct(model: Model, learned: LearnedRoute) -> ServedRoute:
 
 
 def _policy(route: Route) -> Policy:
+    policy = _strategy(route)
+    return policy if route.ramp is None else Ramped(policy, route.ramp.baseline, route.ramp.share)
+
+
+def _strategy(route: Route) -> Policy:
     match route.strategy:
         case "fixed" | "cascade":
             return Fixed()
@@ -157,7 +170,7 @@ def _objective(route: Route) -> Objective:
         case "quality":
             return Quality()
         case "cost":
-            return Cost(route.quality_floor)
+            return Cost(route.quality_floor, route.baseline or "", route.confidence)
         case _:
             assert route.usd_per_quality is not None, "validated with the settings"
             return Balanced(route.usd_per_quality)

@@ -14,6 +14,7 @@ from typing import Any
 from bandit.prior import QualityPrior, prior_from_json
 from feedback.shipped import shipped_prior
 from simulations import (
+    apgr,
     bench,
     bench_quality,
     bench_store,
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _add_run(commands.add_parser("run", help="what may happen to a route, offline: tables and pictures"))
+    _add_apgr(
+        commands.add_parser("apgr", help="the gap between two models that a share of calls recovers, online")
+    )
     _add_fits(commands)
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
     _add_schedules(
@@ -305,6 +309,20 @@ def _run_bench(options: argparse.Namespace) -> None:
         bench.times()
     if tables in ("", "store"):
         bench_store.run()
+
+
+def _add_apgr(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DIR", help="recorded outcomes of a weak and a strong model")
+    parser.add_argument(
+        "--others", nargs="+", default=[], metavar="DIR", help="folders to fit a prior on; default: no prior"
+    )
+    parser.add_argument("--family", default="", metavar="PREFIX", help="only prompts of these tasks")
+    parser.add_argument("--limit", type=_positive, default=4000, metavar="N", help="the first N requests")
+    parser.add_argument(
+        "--seeds", type=_positive, default=3, metavar="N", help="orders; the first is as recorded"
+    )
+    parser.add_argument("--tasks", action="store_true", help="the caller names the task of each request")
+    parser.set_defaults(run=apgr.run)
 
 
 def _add_fits(commands: Any) -> None:

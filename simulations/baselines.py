@@ -40,7 +40,9 @@ def random() -> Contestant:
 
 def context_free_thompson(objective: Objective, scale: float = 0.3) -> Contestant:
     """Gaussian Thompson sampling on each arm's mean; contexts ignored."""
-    return Contestant("thompson-context-free", Thompson(objective, scale=scale), ContextFree())
+    return Contestant(
+        "thompson-context-free", Thompson(objective, scale=scale, first_scale=scale), ContextFree()
+    )
 
 
 class Scorer(Protocol):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from bandit.arms import Arm
-from bandit.quality import QualityPrior
 from feedback.events import RATED
 from feedback.intake import Value
 from feedback.learning import Identity, Learning
@@ -136,8 +135,9 @@ async def test_same_decisions(objective, dataset, resets, tmp_path):
     app = create_app(settings, learning, shell, background=False)
     await learning.start()
     goal = Goal(objective, 0.05, 0.02)
-    features = Facts()
-    router = Learner(baselines.router(goal.objective(), QualityPrior()), features, stream="stream")
+    features = Facts(tasks=False)  # these requests name no task
+    model = quality_models(settings)["default.auto"]
+    router = Learner(baselines.router(goal.objective(), model.prior, model.arms), features, stream="stream")
     world = recorded_world(dataset, range(len(dataset.prompts)))
     simulated = list(play(world, contexts_of(dataset.prompts, features), router))
 

@@ -117,7 +117,7 @@ def test_a_record_says_what_was_decided_on_and_what_it_should_cost() -> None:
     assert explanation == {"candidates": {"small": 0.5, "large": 0.5}}
     prediction = posterior.quality.predict(context.x, ["large"])
     assert back.quality_mean == np.float32(prediction.mean[0])
-    assert back.quality_sd == pytest.approx(np.sqrt(prediction.covariance()[0, 0]), rel=1e-6)
+    assert back.quality_sd == pytest.approx(np.sqrt(prediction.covariance[0, 0]), rel=1e-6)
     assert fields(back) == fields(made)  # what is learned from the decision itself is learned from its bytes
 
 

@@ -26,7 +26,7 @@ from feedback.state import START, State
 from service.app import create_app
 from service.calls import Shell
 from service.config import parse_settings
-from service.routes import QUALITY_MODEL, quality_models
+from service.routes import quality_models
 from service.upstream import UpstreamError
 
 SECRET = b"s" * 32
@@ -206,14 +206,14 @@ async def test_any_decision_can_be_made_again_from_its_record_and_the_log(gatewa
     chosen = set()
     for decision_id in made:
         prefix, explanation = decode_record(await route.log.get_decision(decision_id))
-        state = State(TAG, DIMENSION)
+        state, model = State(TAG, DIMENSION), route.replica.model
         for entry in (await route.log.read(START, 10_000)).entries:
             if state.cursor == explanation["log"]:
                 break
             state = fold(state, entry.token, entry.data)
         again = decide(
             eval(explanation["policy"], {"Thompson": Thompson, "Balanced": Balanced}),
-            state.posterior(QUALITY_MODEL),
+            state.posterior(model),
             Context(prefix.x, Needs(*explanation["needs"])),
             [Arm(name, *prices) for name, _, *prices in explanation["candidates"]],
             decision_id,

@@ -330,7 +330,7 @@ def test_a_wish_changes_one_request_and_is_recorded_with_it(start_lab, scripts):
     lab.ask(router={"objective": "cost", "quality_floor": 0.5, "exploration_floor": 0.0001})
     lab.ask()
     (wished, first), (plain, second) = records(lab)
-    assert "Cost(quality_floor=0.5)" in first["policy"]
+    assert "Cost(quality_floor=0.5, " in first["policy"]
     assert "floor=0.0001" in first["policy"]
     assert "Balanced(usd_per_quality=0.05)" in second["policy"]
     assert wished.policy != plain.policy

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bandit.objective import Quality
-from bandit.quality import QualityPrior
 from simulations import baselines
 from simulations.learner import Learner
 from simulations.stream import play
@@ -14,7 +13,7 @@ from simulations.world import Channel, Facts, contexts_of, recorded_world
 
 
 def learner(stream="s"):
-    return Learner(baselines.router(Quality(), QualityPrior()), Facts(), stream=stream)
+    return Learner(baselines.router(Quality(), None, ()), Facts(), stream=stream)
 
 
 def played(world, data, player):
