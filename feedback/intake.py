@@ -301,7 +301,7 @@ class Intake:
         self._unsettled.pop(tracked.entry.sequence, None)
 
 
-def _feedback(decision_id: str, value: Value, record: bytes | None, now: float) -> Feedback:
+def _feedback(decision_id: str, value: Value, record: bytes | None, now: float = 0.0) -> Feedback:
     key = hashlib.blake2b(digest_size=8)
     for part in (value.source, str(value.kind), value.idempotency_key or ""):
         key.update(part.encode() + b"\0")

@@ -93,7 +93,7 @@ class FailingStore:
         while len(self._journal) > lost:
             self._replicate_one()
         self._journal.clear()
-        self._behind_s = self._rng.choice([0.0, 0.0, 2.0, 20.0])
+        self._behind_s = self._rng.choice([0.0, 0.0, 2.0, 200.0])
         self._primary, self._copy = self._copy, self._copy.copy()
 
     def flush_all(self) -> None:

@@ -23,7 +23,7 @@ from simulations.schedules import ScheduleError, World, run_schedule
 SCHEDULES = 300
 CHUNKS = 10
 MUTANT_SEEDS = 300
-RARE = {
+RARE = {"snapshot of another history accepted": 90}  # where to begin
     "stream ids instead of a hash chain": 100,
     "snapshot of another history accepted": 140,
 }  # where to begin
