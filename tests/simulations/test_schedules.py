@@ -24,9 +24,6 @@ SCHEDULES = 300
 CHUNKS = 10
 MUTANT_SEEDS = 300
 RARE = {"snapshot of another history accepted": 90}  # where to begin
-    "stream ids instead of a hash chain": 100,
-    "snapshot of another history accepted": 140,
-}  # where to begin
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
