@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format bench clean
+.PHONY: help install demo run test check format bench soak clean
 
 help:
 	@echo "make demo    route 3,000 recorded prompts through the real gateway; ends with a table and a picture"
@@ -12,6 +12,7 @@ help:
 	@echo "make test    the whole test suite, on servers that it starts itself"
 	@echo "make check   format, lint, types, import contracts, tests: the one gate"
 	@echo "make bench   decision quality beside its rivals, and microseconds beside the bare work"
+	@echo "make soak    5,000 schedules of failures, a store frozen for 30 s under load, and all else that takes minutes"
 	@echo "make clean   remove what the commands above made"
 
 install: $(VENV)/.installed
@@ -42,6 +43,10 @@ check: install
 
 bench: install
 	$(BIN)/python -m simulations bench
+
+soak: install
+	$(BIN)/python -m simulations schedules --count 5000
+	$(BIN)/python -m pytest -q -W error -m soak -s
 
 format: install
 	$(BIN)/ruff format .

@@ -11,19 +11,21 @@ import base64
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from feedback.ids import scope_of
 from feedback.recorder import Recorder
+from feedback.records import prefix_bytes
 from feedback.replica import History, Replica
 from feedback.spool import Entry, Spool, SpoolError
-from feedback.store import Answer, Feedback, Log, StoreError
+from feedback.store import Answer, Feedback, Log, Settled, StoreError
 
 log = logging.getLogger(__name__)
 RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
-RESEND_AT_A_TIME: Final = 256
+RESEND_AT_A_TIME: Final = 2048
+RESEND_AT_ONCE: Final = 16
 TOO_LATE: Final = "not confirmed within the feedback window; it may have been counted before"
 ASK_AGAIN_MAX_S: Final = (
     60.0  # a decision that is not visible is asked for ever more seldom, but at least this often
@@ -98,6 +100,9 @@ class Intake:
         # What an earlier life of this process, or a worker that died, had accepted comes first.
         self._unsettled = {entry.sequence: _from_payload(entry) for entry in spool.pending()}
         self._queued_ids = self._decisions_queued()
+        for tracked in self._unsettled.values():
+            if tracked.feedback.record and tracked.scope in routes:
+                routes[tracked.scope].recorder.joined(tracked.feedback.decision_id, tracked.feedback.record)
 
     @property
     def queued(self) -> int:
@@ -109,34 +114,64 @@ class Intake:
         """Feedback accepted, and not yet read back from the log: what is queued, and what the last poll had not seen."""
         return len(self._unsettled)
 
+    def waiting(self) -> list[Entry]:
+        """What the store has not answered for yet."""
+        return [tracked.entry for tracked in self._unsettled.values() if not tracked.token]
+
     async def give(self, decision_id: str, values: Sequence[Value]) -> list[Answer | None]:
         """What became of each value; None: queued. Raises FeedbackRefusedError for an id that cannot be rated."""
         route = self._route_of(decision_id)
         record = route.recorder.record_of(decision_id)
-        feedbacks = [_feedback(decision_id, value, record) for value in values]
+        prefix = None if record is None else prefix_bytes(record)
+        feedbacks = [_feedback(decision_id, value, prefix, self._clock()) for value in values]
         # Shielded: what is once in the spool is followed to its end, even if the caller leaves meanwhile.
         return [await asyncio.shield(self._give_one(route, feedback)) for feedback in feedbacks]
 
     async def resend(self, scope: str) -> None:
-        """Send what the store has not answered for, in the order it came; StoreError stops it until the next time."""
-        unknown: set[str] = set()
+        """Send what the store has not answered for, a decision's values in the order they came; StoreError stops it until
+        the next time.
+        """
+        by_decision: dict[str, list[_Tracked]] = {}
         for tracked in self._due(scope):
+            by_decision.setdefault(tracked.feedback.decision_id, []).append(tracked)
+        decisions = list(by_decision.values())
+        for first in range(0, len(decisions), RESEND_AT_ONCE):
+            sent = (self._resend_in_turn(scope, them) for them in decisions[first : first + RESEND_AT_ONCE])
+            for outcome in await asyncio.gather(*sent, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+        self._queued_ids = self._decisions_queued()
+
+    async def _resend_in_turn(self, scope: str, values: Sequence[_Tracked]) -> None:
+        """None may overtake an earlier one: the value given last is the one that counts."""
+        for tracked in values:
             decision_id = tracked.feedback.decision_id
             if self._waited_s(tracked) > self._window_s:
                 await self._bury(tracked, TOO_LATE)
                 continue
-            if decision_id in unknown:
-                continue  # it must not overtake an earlier one: the value given last is the one that counts
+            self._complete(tracked)
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
-            tracked.token = settled.token
+            await self._answered(tracked, settled)
             self._ask_again_at.pop(decision_id, None)
             if settled.answer in REFUSALS:
                 await self._bury(tracked, REFUSALS[settled.answer])
             elif settled.answer is Answer.UNKNOWN_DECISION:
-                unknown.add(decision_id)
                 pause_s = min(max(self._waited_s(tracked), 0.0), ASK_AGAIN_MAX_S)
                 self._ask_again_at[decision_id] = self._clock() + pause_s
-        self._queued_ids = self._decisions_queued()
+                return
+
+    def _complete(self, tracked: _Tracked) -> None:
+        """With the decision's record, if this process has come to hold it since."""
+        if tracked.feedback.record is None:
+            record = self._routes[tracked.scope].recorder.record_of(tracked.feedback.decision_id)
+            tracked.feedback = replace(tracked.feedback, record=record and prefix_bytes(record))
+
+    async def _answered(self, tracked: _Tracked, settled: Settled) -> None:
+        tracked.token = settled.token
+        if settled.prefix:  # so that it can be sent again though the store should lose the decision with it
+            self._routes[tracked.scope].recorder.joined(tracked.feedback.decision_id, settled.prefix)
+            tracked.feedback = replace(tracked.feedback, record=settled.prefix)
+            await self._spool.amend(tracked.entry.sequence, _to_payload(tracked.scope, tracked.feedback))
 
     def _decisions_queued(self) -> set[str]:
         return {t.feedback.decision_id for t in self._unsettled.values() if not t.token}
@@ -148,15 +183,27 @@ class Intake:
         return sorted(due, key=lambda tracked: tracked.entry.sequence)[:RESEND_AT_A_TIME]
 
     def _waited_s(self, tracked: _Tracked) -> float:
-        return self._clock() - float(tracked.entry.payload["at"])
+        return self._clock() - tracked.feedback.at
 
-    async def bury_strays(self) -> None:
-        """Feedback for routes that are no longer configured goes to the dead-letter file."""
+    async def sort_out(self) -> None:
+        """At the start: what had been settled and can no longer be sent is let go of, and feedback for routes that are not
+        configured any more goes to the dead-letter file.
+        """
+        for tracked in list(self._unsettled.values()):
+            if "settled_at" in tracked.entry.payload and self._waited_s(tracked) > self._window_s:
+                del self._unsettled[tracked.entry.sequence]
+                await self._spool.finish(tracked.entry.sequence)
         for tracked in [t for t in self._unsettled.values() if t.scope not in self._routes]:
             await self._bury(tracked, f"its route {tracked.scope} is not configured")
 
-    async def settle(self, scope: str, history: History) -> None:
-        """After a poll of that route: what was read back is settled, what was passed unseen is sent again."""
+    def sent(self, scope: str) -> set[int]:
+        """What the store has answered for and this process has not read back yet."""
+        return {t.entry.sequence for t in self._unsettled.values() if t.scope == scope and t.token}
+
+    async def settle(self, scope: str, history: History, sent: Collection[int] = ()) -> None:
+        """After a poll of that route: what was read back is settled, what was passed unseen is sent again. sent: before that
+        poll, which read to the log's end; what it did not see of these was taken back, wherever the log ends now.
+        """
         if history is not History.CONTINUED:
             await self._history_changed(scope)
         replica = self._routes[scope].replica
@@ -164,16 +211,19 @@ class Intake:
             if replica.has_seen(tracked.token):
                 tracked.settled_at = self._clock()
                 self._settled.append(self._unsettled.pop(tracked.entry.sequence))
-            elif replica.has_passed(tracked.token):
+            elif tracked.entry.sequence in sent or replica.has_passed(tracked.token):
                 tracked.token = ""
         self._queued_ids = self._decisions_queued()
         while self._settled and self._clock() - self._settled[0].settled_at >= self._retain_s:
             await self._spool.finish(self._settled.popleft().entry.sequence)
 
-    async def let_go_of_settled(self) -> None:
-        """At a clean end: what was read back needs no more sending."""
-        while self._settled:
-            await self._spool.finish(self._settled.popleft().entry.sequence)
+    async def leave(self) -> None:
+        """At a clean end: what was read back stays on disk, since a failover may still take it back. Whoever takes up the
+        spool sends it again, or, once the window has passed, lets go of it.
+        """
+        for tracked in self._settled:
+            payload = _to_payload(tracked.scope, tracked.feedback) | {"settled_at": tracked.settled_at}
+            await self._spool.amend(tracked.entry.sequence, payload)
 
     async def _history_changed(self, scope: str) -> None:
         replica = self._routes[scope].replica
@@ -205,7 +255,7 @@ class Intake:
 
     async def _give_one(self, route: Route, feedback: Feedback) -> Answer | None:
         try:
-            entry = await self._spool.append(_to_payload(route.scope, feedback, self._clock()))
+            entry = await self._spool.append(_to_payload(route.scope, feedback))
         except SpoolError:
             return await self._give_unspooled(route, feedback)
         tracked = _Tracked(entry, route.scope, feedback)
@@ -218,7 +268,7 @@ class Intake:
             return None
         else:
             tracked.done = settled.answer in REFUSALS  # the caller is told, so nothing is left to do
-            tracked.token = settled.token
+            await self._answered(tracked, settled)
         finally:
             if not tracked.done:
                 self._unsettled[entry.sequence] = tracked
@@ -251,14 +301,14 @@ class Intake:
         self._unsettled.pop(tracked.entry.sequence, None)
 
 
-def _feedback(decision_id: str, value: Value, record: bytes | None) -> Feedback:
+def _feedback(decision_id: str, value: Value, record: bytes | None, now: float = 0.0) -> Feedback:
     key = hashlib.blake2b(digest_size=8)
     for part in (value.source, str(value.kind), value.idempotency_key or ""):
         key.update(part.encode() + b"\0")
-    return Feedback(decision_id, value.kind, value.source, value.value, key.digest(), record)
+    return Feedback(decision_id, value.kind, value.source, value.value, key.digest(), record, now)
 
 
-def _to_payload(scope: str, feedback: Feedback, now: float) -> dict[str, Any]:
+def _to_payload(scope: str, feedback: Feedback) -> dict[str, Any]:
     return {
         "scope": scope,
         "id": feedback.decision_id,
@@ -267,7 +317,7 @@ def _to_payload(scope: str, feedback: Feedback, now: float) -> dict[str, Any]:
         "value": feedback.value,
         "key": base64.b64encode(feedback.key).decode(),
         "record": base64.b64encode(feedback.record or b"").decode(),
-        "at": now,
+        "at": feedback.at,
     }
 
 
@@ -280,6 +330,7 @@ def _from_payload(entry: Entry) -> _Tracked:
         value=p["value"],
         key=base64.b64decode(p["key"]),
         record=base64.b64decode(p["record"]) or None,
+        at=float(p["at"]),
     )
     return _Tracked(entry, p["scope"], feedback)
 

@@ -7,6 +7,7 @@ One tick writes what requests left behind, sends queued feedback, and folds what
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,7 @@ class Identity:
 class Learning:
     """routes: "tenant.route" -> its learning. store_error: why the store could not be reached last time, or None."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a process takes from outside
         self,
         store: Store,
         spool: Spool,
@@ -50,14 +51,15 @@ class Learning:
         clock: Callable[[], float],
         patience_s: float = 0.0,
         revive: Callable[[], object] | None = None,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        """models: scope -> the route's quality model. clock: Unix seconds. patience_s: how long this process, while
+        """models: scope -> the route's quality model. clock: Unix seconds; ticks: monotonic seconds. patience_s: how long this process, while
         it knows nothing, leaves an empty store to others who may know something. revive: called when the store is
         gone, to bring back an embedded one.
         """
         self.routes: Mapping[str, Route] = MappingProxyType(
             {
-                scope: _route(store.log(scope), scope, model, (identity.worker, patience_s))
+                scope: _route(store.log(scope), scope, model, (identity.worker, patience_s, ticks))
                 for scope, model in models.items()
             }
         )
@@ -70,7 +72,7 @@ class Learning:
 
     async def start(self) -> None:
         """Fold what is stored. A store that is away stops nothing: decisions begin with the prior."""
-        await self.intake.bury_strays()
+        await self.intake.sort_out()
         for route in self.routes.values():
             try:
                 await catch_up(route.replica)
@@ -111,11 +113,12 @@ class Learning:
     async def _fold(self, scope: str) -> None:
         replica = self.routes[scope].replica
         before = len(replica.state.cuts) and replica.state.cuts[-1].position
+        sent = self.intake.sent(scope)
         history = await replica.poll()
         for cut in replica.state.cuts:
             if not before or cut.position > before:
                 log.warning("%s: %s", scope, cut.told())
-        await self.intake.settle(scope, history)
+        await self.intake.settle(scope, history, sent)
 
     async def reset(
         self, scope: str, arm: str, *, source: str | None = None, factor: float, key: str
@@ -144,7 +147,7 @@ class Learning:
         """Write what waits, if the store takes it, and let go of everything."""
         try:
             await self.tick()
-            await self.intake.let_go_of_settled()
+            await self.intake.leave()
         except StoreError as error:
             log.warning("closing with the store away (%s); feedback is in the spool", error)
         finally:
@@ -159,7 +162,9 @@ class Learning:
             self._revive()
 
 
-def _route(events: Log, scope: str, model: QualityModel, who: tuple[str, float]) -> Route:
-    worker, patience_s = who
-    replica = Replica(events, model, patience_s=patience_s)
+def _route(
+    events: Log, scope: str, model: QualityModel, who: tuple[str, float, Callable[[], float]]
+) -> Route:
+    worker, patience_s, ticks = who
+    replica = Replica(events, model, patience_s=patience_s, clock=ticks)
     return Route(scope, events, replica, Recorder(events, worker=f"{worker}/{scope}"))

@@ -11,10 +11,11 @@ from typing import Final
 
 from bandit.statistics import CallStatistics
 from feedback.events import Called, encode_called
-from feedback.store import Log
+from feedback.store import Log, StoreError
 
 DECISIONS_KEPT: Final = 20_000
 BATCH: Final = 256
+NO_EXPLANATION: Final = b"{}"  # what stands for the rest of a record whose prefix alone is known
 
 
 class Recorder:
@@ -27,6 +28,10 @@ class Recorder:
         self._written: OrderedDict[str, bytes] = OrderedDict()
         self._calls: dict[str, CallStatistics] = {}
         self._sequence = 0
+        self._beacon = -1  # the last that the store answered for
+        self._attempts = (
+            0  # never a number twice, not even where no answer came: an older one must not pass for it
+        )
         self._sending: Called | None = None
 
     @property
@@ -47,20 +52,43 @@ class Recorder:
         """The decision's record, where this process still holds it."""
         return self._unwritten.get(decision_id) or self._written.get(decision_id)
 
+    def joined(self, decision_id: str, prefix: bytes) -> None:
+        """Answer for another process's decision, since feedback for it came here: a failover may take back both.
+
+        It is written once more, which changes nothing where it is, so that a beacon of ours stands behind it.
+        """
+        if decision_id not in self._written:
+            self._unwritten.setdefault(decision_id, prefix + NO_EXPLANATION)
+
     async def flush(self) -> None:
         """Write what waits; after a StoreError it waits on, and the next flush tries again."""
         await self._flush_decisions()
         await self._flush_calls()
 
     async def _flush_decisions(self) -> None:
+        if self._written and await self._log.last_beacon(self._worker) < self._beacon:
+            self._write_again()
         while self._unwritten:
             batch = dict(islice(self._unwritten.items(), BATCH))
-            await self._log.put_decisions(batch)
+            beacon, self._attempts = self._attempts, self._attempts + 1
+            try:
+                before = await self._log.put_decisions(batch, (self._worker, beacon))
+            except StoreError:
+                self._write_again()  # it may have happened, on a server that had lost what came before
+                raise
+            if before < self._beacon:
+                self._write_again()
+            self._beacon = beacon
             for decision_id, record in batch.items():
                 self._unwritten.pop(decision_id, None)
                 self._written[decision_id] = record
             while len(self._written) > DECISIONS_KEPT:
                 self._written.popitem(last=False)
+
+    def _write_again(self) -> None:
+        """The store has lost what was written last: a failover, or it was emptied."""
+        self._unwritten = OrderedDict({**self._written, **self._unwritten})
+        self._written.clear()
 
     async def _flush_calls(self) -> None:
         if self._sending is None and self._calls:

@@ -7,39 +7,54 @@ so each script happens whole or not at all. All keys of a call share one hash ta
 from typing import Final
 
 FEEDBACK: Final = """
--- KEYS  decision, ratings, log, meta
+-- KEYS  decision, ratings, log, meta, marks of what the log was seeded with
 -- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64 or '' to withdraw, source, carried record or '', ttl ms,
---       most ratings
-local record = redis.call('GET', KEYS[1])
-if not record then record = ARGV[6] end
-if record == '' then return {'unknown_decision'} end
-if #record < 64 then return {'malformed'} end  -- shorter than a record's head (feedback.records)
-local version, _, length, d, arm = struct.unpack('<BBHHH', record)
-if version ~= 2 or length ~= 64 + arm + 2 * d or #record < length then return {'malformed'} end
+--       most ratings, mark (16 bytes), accepted at f64
+local function prefix_of(record)  -- nil unless its lengths fit (feedback.records)
+  if #record < 64 then return nil end
+  local version, _, length, d, arm = struct.unpack('<BBHHH', record)
+  if version == 2 and length == 64 + arm + 2 * d and #record >= length then return string.sub(record, 1, length) end
+end
+local record = redis.call('GET', KEYS[1]) or ARGV[6]
+local prefix = prefix_of(record)
+local told = ARGV[6] == '' and prefix or ''  -- to a sender who has none
 
 local same = redis.call('HGET', KEYS[2], 'k' .. ARGV[3])
-if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or ''} end
+  or redis.call('HGET', KEYS[5], 'k' .. string.sub(ARGV[9], 9))
+if same == ARGV[4] then return {'duplicate', redis.call('HGET', KEYS[4], 'last') or '', told} end
 if same then return {'conflict'} end
+if record == '' then return {'unknown_decision'} end
+if not prefix then return {'malformed'} end
+
 if tonumber(redis.call('HGET', KEYS[2], 'n') or 0) >= tonumber(ARGV[8]) then return {'too_many'} end
 local last = redis.call('HGET', KEYS[4], 'last')
 if not last then return {'not_seeded'} end
 
-local held = redis.call('HGET', KEYS[2], 's' .. ARGV[2])  -- its value now, and the id of the entry that gave it first
-local withdrawn = ARGV[4] == ''
-if withdrawn and not held then return {'nothing_given'} end
+-- held: when it was accepted, its value now (none: withdrawn), and the id of the entry that gave it first
+local held = redis.call('HGET', KEYS[2], 's' .. ARGV[2])
+  or redis.call('HGET', KEYS[5], 's' .. string.sub(ARGV[9], 1, 8))
+if held and struct.unpack('<d', held) > struct.unpack('<d', ARGV[10]) then  -- a failover took it back, and not the later
+  redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4])
+  redis.call('HINCRBY', KEYS[2], 'n', 1)
+  redis.call('PEXPIRE', KEYS[2], ARGV[7])
+  return {'duplicate', last, told}
+end
+local there, withdrawn = held and #held > 8, ARGV[4] == ''
+if withdrawn and not there then return {'nothing_given'} end
 local zero = string.rep('\\0', 8)
-local origin = held and string.sub(held, 9) or ''
-local entry = ARGV[1] .. (withdrawn and '\\2' or held and '\\1' or '\\0') .. string.sub(record, 1, length)
-  .. (withdrawn and zero or ARGV[4]) .. (held and string.sub(held, 1, 8) or zero) .. origin .. '\\0' .. ARGV[5]
-local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry)
-local token = id .. ':' .. string.sub(redis.sha1hex(last .. entry), 1, 16)
+local origin = there and string.sub(held, 17) or ''
+local entry = ARGV[1] .. (withdrawn and '\\2' or there and '\\1' or '\\0') .. prefix
+  .. (withdrawn and zero or ARGV[4]) .. (there and string.sub(held, 9, 16) or zero) .. origin .. '\\0' .. ARGV[5]
+local mark = ARGV[9] .. ARGV[10] .. ARGV[4] .. (withdrawn and '' or origin)
+local id = redis.call('XADD', KEYS[3], '*', 'p', last, 'e', entry, 'm', mark)
+local token = id .. ':' .. string.sub(redis.sha1hex(last .. entry .. mark), 1, 16)
+local now = ARGV[10] .. (withdrawn and '' or ARGV[4] .. (there and origin or id))
 redis.call('HSET', KEYS[4], 'last', token)
-redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4])
-if withdrawn then redis.call('HDEL', KEYS[2], 's' .. ARGV[2])
-else redis.call('HSET', KEYS[2], 's' .. ARGV[2], ARGV[4] .. (held and origin or id)) end
+redis.call('HSET', KEYS[2], 'k' .. ARGV[3], ARGV[4], 's' .. ARGV[2], now)
 redis.call('HINCRBY', KEYS[2], 'n', 1)
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
-return {withdrawn and 'withdrawn' or held and 'revised' or 'applied', token}
+local answer = withdrawn and 'withdrawn' or there and 'revised' or 'applied'
+return {answer, token, told}
 """
 
 APPEND: Final = """
@@ -59,9 +74,13 @@ return token
 """
 
 SEED: Final = """
--- KEYS  snapshot, log, meta      ARGV  snapshot, token
+-- KEYS  snapshot, log, meta, marks      ARGV  snapshot, token, token that the marks begin after, ttl ms, field, value, ...
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3]) > 0 then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[4])
+redis.call('HSET', KEYS[4], 'since', ARGV[3])
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[4], ARGV[4])
 redis.call('HSET', KEYS[3], 'seed', ARGV[2], 'snapshot', ARGV[2], 'last', ARGV[2])
 local id = string.match(ARGV[2], '^[^:]+')
 if id ~= '0-0' then  -- ids go on from there, though this server's clock may be behind that of the one before
@@ -71,8 +90,32 @@ end
 return 1
 """
 
+MARKS: Final = """
+-- KEYS  marks, meta: both of one moment, and so of one history
+return {redis.call('HGETALL', KEYS[1]), redis.call('HMGET', KEYS[2], 'seed', 'snapshot')}
+"""
+
+REPLACE: Final = """
+-- KEYS  snapshot, log, meta, marks
+-- ARGV  snapshot, token, the log's end as it was read, token that the marks begin after, ttl ms, field, value, ...
+if redis.call('HGET', KEYS[3], 'last') ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+redis.call('HSET', KEYS[4], 'since', ARGV[4])
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[4], ARGV[5])
+redis.call('HSET', KEYS[3], 'seed', ARGV[2], 'snapshot', ARGV[2], 'last', ARGV[2])
+local id = string.match(ARGV[2], '^[^:]+')
+if id ~= '0-0' then
+  redis.call('XADD', KEYS[2], id, 'p', '', 'e', '')
+  redis.call('XDEL', KEYS[2], id)
+end
+return 1
+"""
+
 SNAPSHOT: Final = """
--- KEYS  snapshot, log, meta      ARGV  snapshot, its token, the token it replaces, trim entries before this id or ''
+-- KEYS  snapshot, log, meta
+-- ARGV  snapshot, its token, the token it replaces, trim entries before this id or '', digest of the state in it
 local base = redis.call('HGET', KEYS[3], 'snapshot')
 if base ~= ARGV[3] then return 0 end
 local function order(token)
@@ -87,9 +130,9 @@ local found = redis.call('XRANGE', KEYS[2], id, id)[1]
 if not found then return 0 end
 local fields = {}
 for i = 1, #found[2], 2 do fields[found[2][i]] = found[2][i + 1] end
-if id .. ':' .. string.sub(redis.sha1hex(fields['p'] .. fields['e']), 1, 16) ~= ARGV[2] then return 0 end
+if id .. ':' .. string.sub(redis.sha1hex(fields['p'] .. fields['e'] .. (fields['m'] or '')), 1, 16) ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[3], 'snapshot', ARGV[2])
+redis.call('HSET', KEYS[3], 'snapshot', ARGV[2], 'digest', ARGV[5])
 if ARGV[4] ~= '' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[4]) end
 return 1
 """

@@ -7,8 +7,10 @@ the store had lost it all. The last good state is never given up for nothing: an
 Where a rating raised an alarm, `poll` appends the answer, as every replica does: one of them takes place.
 """
 
+import asyncio
+import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -22,15 +24,22 @@ from feedback.events import encode_reset
 from feedback.learn import fold
 from feedback.records import MalformedError
 from feedback.state import START, Reader, State
-from feedback.store import Log, StoreError, Tail, position
+from feedback.store import Log, Marks, StoreError, Tail, fields_of, position
 
+PAGE: Final = 1024  # entries read at once
 BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
+POSTERIOR_S: Final = 1.0  # a replica that has much to catch up with makes a posterior this often
 SNAPSHOT_EVENTS: Final = 1000
 SNAPSHOT_S: Final = 60.0
 TOKENS_REMEMBERED: Final = 4096
+MARKS_REMEMBERED: Final = 40_000  # two for each feedback
+MARKS_READ_BACK: Final = 5_000  # entries before the snapshot that a start reads for their marks
+STATES_REMEMBERED: Final = 8
 ANSWERS_PER_MINUTE: Final = (
     6  # to alarms of one route: whatever goes wrong, not everything is forgotten at once
 )
+
+log = logging.getLogger(__name__)
 
 
 class History(Enum):
@@ -47,6 +56,10 @@ class Counters:
     seeds: int = 0
     snapshots: int = 0
     bad_snapshots: int = 0
+    digests_confirmed: int = (
+        0  # published with a snapshot, and that of this replica's state at the same position
+    )
+    digests_differing: int = 0  # never: two replicas that read the same would hold different sums
     alarms_answered: int = 0
 
 
@@ -69,7 +82,12 @@ class Replica:
         self._reader = Reader()
         self._answered: dict[str, float] = {}  # alarm -> when this replica answered it, by its clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
+        self._marks: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()  # field -> (token, value)
+        self._marks_since = START
         self._seed: str | None = None  # where the log began, as of the last poll
+        self._past: deque[State] = deque(maxlen=STATES_REMEMBERED)
+        self._compared = ""
+        self._posterior_due = clock() + POSTERIOR_S
         self._patience_s, self._empty_since = patience_s, float("inf")
         self._events_at_snapshot, self._snapshot_due = 0, clock() + SNAPSHOT_S
 
@@ -87,32 +105,52 @@ class Replica:
         return position(token) <= position(self.state.cursor)
 
     def was_seeded(self, token: str) -> bool:
-        """The entry is part of what the log was last begun with, and no part of the log itself."""
-        return self._seed is not None and position(token) <= position(self._seed)
+        """The entry is so old a part of what the log was last begun with that its mark is not kept: sent again it would
+        count twice, so it must not be. (What is younger may be sent again: it is known by its mark.)
+        """
+        return self._seed is not None and position(token) <= min(
+            position(self._seed), position(self._marks_since)
+        )
 
     async def load(self) -> None:
-        """Begin with the stored snapshot instead of the log's first entry."""
-        self._adopt(await self._stored_state())
+        """Begin with the stored snapshot instead of the log's first entry; StoreError, and nothing has changed, where log
+        and snapshot are not of one history: because the store changes just now, or because it is damaged.
+        """
+        state = await self._stored_state()
+        marks = await self._log.marks(state.cursor, MARKS_READ_BACK)
+        tail = await self._log.read(state.cursor, 1)
+        fits = self._continues(tail, state.cursor) if tail.last else state.cursor == START
+        if not fits:
+            raise StoreError("the stored snapshot and the log do not fit together")
+        self._adopt(state)
+        self._marks = OrderedDict((name, (self.state.cursor, v)) for name, v in marks.fields.items())
+        self._marks_since = marks.since
         self._events_at_snapshot = self.state.events + self.state.skipped
 
     async def poll(self) -> History:
         """Fold everything that is new; StoreError where the store cannot be read."""
         while True:
-            tail = await self._log.read(self.state.cursor, BATCH)
+            tail = await self._log.read(self.state.cursor, PAGE)
             if tail.last is None:
                 return await self._begin_log()
-            self._seed = tail.seed
-            if not self._continues(tail):
+            self._seed, self._empty_since = tail.seed, float("inf")
+            if not self._continues(tail, self.state.cursor):
                 await self._reload()
                 return History.REPLACED
-            self._fold(tail)
-            if len(tail.entries) < BATCH and not await self._answer_alarms():
+            await self._fold(tail)
+            self._compare(tail)
+            if len(tail.entries) == PAGE:
+                if self._clock() >= self._posterior_due:
+                    self._adopt(self.state)
+                continue
+            if tail.entries:
+                self._adopt(self.state)
+            if not await self._answer_alarms():
                 await self._save_snapshot(tail.snapshot or START)
                 return History.CONTINUED
 
-    def _continues(self, tail: Tail) -> bool:
+    def _continues(self, tail: Tail, cursor: str) -> bool:
         """Each entry names the one before it, so a fork or a gap shows at once."""
-        cursor = self.state.cursor
         if not tail.entries:
             return tail.last == cursor
         for entry in tail.entries:
@@ -121,16 +159,39 @@ class Replica:
             cursor = entry.token
         return True
 
-    def _fold(self, tail: Tail) -> None:
-        if not tail.entries:
-            return
-        state = self.state
-        for entry in tail.entries:
-            state = fold(state, entry.token, entry.data)
+    async def _fold(self, tail: Tail) -> None:
+        for n, entry in enumerate(tail.entries, 1):
+            self.state = fold(self.state, entry.token, entry.data)
             self._seen.append(entry.token)
-        self._adopt(state)
+            for name, value in fields_of(entry).items():
+                self._marks[name] = (entry.token, value)
+                self._marks.move_to_end(name)
+            if entry.token == tail.snapshot:
+                self._past.append(self.state)
+            if n % BATCH == 0:
+                await asyncio.sleep(0)  # requests go on meanwhile
+        while len(self._marks) > MARKS_REMEMBERED:
+            _, (token, _) = self._marks.popitem(last=False)
+            self._marks_since = max(self._marks_since, token, key=position)
+
+    def _compare(self, tail: Tail) -> None:
+        """The digest that was published with a snapshot, beside that of our own state at the same position."""
+        if not tail.digest or not tail.snapshot or tail.snapshot == self._compared:
+            return
+        self._compared = tail.snapshot
+        ours = next((s for s in (self.state, *self._past) if s.cursor == tail.snapshot), None)
+        if ours is None:
+            return
+        if ours.digest() == tail.digest:
+            self.counters.digests_confirmed += 1
+        else:
+            self.counters.digests_differing += 1
+            log.error(
+                "at %s this replica's state is not the one that was published: %s", tail.snapshot, tail.digest
+            )
 
     def _adopt(self, state: State) -> None:
+        self._posterior_due = self._clock() + POSTERIOR_S
         self.state, self.posterior = state, state.posterior(self.model, self._reader)
 
     async def _answer_alarms(self) -> bool:
@@ -156,7 +217,8 @@ class Replica:
             self._empty_since = min(self._empty_since, self._clock())
             if self._clock() - self._empty_since < self._patience_s:
                 return History.CONTINUED
-        if await self._log.seed(self.state.to_bytes(), self.state.cursor):
+        marks = Marks(self._marks_since, {name: value for name, (_, value) in self._marks.items()})
+        if await self._log.seed(self.state.to_bytes(), self.state.cursor, marks):
             self.counters.seeds += 1
             self._seed = self.state.cursor
             return History.SEEDED
@@ -209,7 +271,9 @@ class Replica:
             return
         self._events_at_snapshot = self.state.events + self.state.skipped
         self._snapshot_due = self._clock() + SNAPSHOT_S
-        if await self._log.save_snapshot(self.state.to_bytes(), self.state.cursor, base=base):
+        state = self.state
+        if await self._log.save_snapshot(state.to_bytes(), state.cursor, base=base, digest=state.digest()):
+            self._compared = state.cursor
             self.counters.snapshots += 1
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,7 +56,7 @@ def to_disk(descriptor: int) -> None:
 class Spool:
     """Used from one event loop; every write runs in one thread of its own, so writes never overlap."""
 
-    def __init__(self, file: "_File", entries: Iterable[Entry], disk: ThreadPoolExecutor) -> None:
+    def __init__(self, file: "_File", entries: Iterable[Entry], disk: Executor) -> None:
         """Use `open`."""
         self._file, self._disk = file, disk
         self._dead_letters = _DeadLetters(file.path.parent / DEAD_LETTERS, file.clock)
@@ -65,6 +65,7 @@ class Spool:
         self._entries_in_file = len(self._pending)  # at least
         self._waiting: list[tuple[Entry, bytes, asyncio.Future[None]]] = []
         self._marks: list[bytes] = []
+        self._amended: list[asyncio.Future[None]] = []
         self._flusher: asyncio.Task[None] | None = None
         self._rewrite_above_bytes = REWRITE_ABOVE_BYTES
         self._closed = False
@@ -77,16 +78,18 @@ class Spool:
         worker: str,
         clock: Callable[[], float],
         sync: Callable[[int], None] = to_disk,
+        disk: Executor | None = None,
     ) -> "Spool":
         """Take up this worker's file and adopt those of dead workers. worker: unique among living processes.
 
-        clock: Unix seconds. sync: what makes a written descriptor durable.
+        clock: Unix seconds. sync: what makes a written descriptor durable. disk: what runs every write, one at a time;
+        default: a thread.
         """
         if not worker or Path(worker).name != worker:
             raise ValueError(
                 f"a worker's name becomes a file's name, {worker!r} cannot; try letters and digits"
             )
-        disk = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        disk = disk or ThreadPoolExecutor(1, thread_name_prefix="spool")
         what = f"the spool in {folder} cannot be opened"
         try:
             file, entries = await _in_thread(disk, what, _open, folder / f"{worker}.spool", clock, sync)
@@ -119,6 +122,18 @@ class Spool:
         await written
         return entry
 
+    async def amend(self, sequence: int, payload: Mapping[str, Any]) -> None:
+        """Say more about a pending entry. Returns once it is written, so that it outlives this process, though maybe not
+        the machine; where the disk does not take it the entry stays as it was acknowledged.
+        """
+        if sequence in self._pending and not self._closed:
+            self._pending[sequence] = Entry(sequence, dict(payload))
+            written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._marks.append(_entry_frame(self._pending[sequence]))
+            self._amended.append(written)
+            self._wake()
+            await written
+
     async def finish(self, sequence: int) -> None:
         """The entry is settled. The mark is written soon and not waited for: losing it costs one more harmless send."""
         if self._pending.pop(sequence, None) is not None and not self._closed:
@@ -142,6 +157,13 @@ class Spool:
         await _in_thread(self._disk, what, self._file.close, not self._pending)
         self._disk.shutdown()
 
+    def abandon(self) -> None:
+        """What the end of the process does: the file is let go of, and nothing more is written."""
+        if not self._closed:
+            self._closed = True
+            self._waiting, self._marks = [], []
+            self._file.close(remove=False)
+
     def _wake(self) -> None:
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.get_running_loop().create_task(self._flush())
@@ -155,6 +177,7 @@ class Spool:
     async def _write_batch(self) -> None:
         batch, self._waiting = self._waiting, []
         marks, self._marks = self._marks, []
+        amended, self._amended = self._amended, []
         frames = b"".join([*(frame for _, frame, _ in batch), *marks])
         what = f"the spool {self._file.path} cannot be written"
         try:
@@ -165,6 +188,10 @@ class Spool:
                 if not written.cancelled():
                     written.set_exception(SpoolError(str(error)))
             return
+        finally:
+            for done in amended:
+                if not done.cancelled():
+                    done.set_result(None)
         self._entries_in_file += len(batch)
         for entry, _, written in batch:
             self._pending[entry.sequence] = entry
@@ -189,7 +216,7 @@ class Spool:
             self._entries_in_file = len(entries)
 
 
-async def _in_thread(disk: ThreadPoolExecutor, what: str, work: Callable[..., T], *arguments: Any) -> T:
+async def _in_thread(disk: Executor, what: str, work: Callable[..., T], *arguments: Any) -> T:
     """What the work returns; SpoolError saying what failed where the disk refuses."""
     try:
         return await asyncio.get_running_loop().run_in_executor(disk, work, *arguments)

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from feedback.store_url import parse_store_url
+
 MIN_SECRET_BYTES: Final = 32
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9@][A-Za-z0-9_.:/@+-]{0,199}")
 ROUTE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -41,15 +43,11 @@ def nearest(word: str, known: frozenset[str]) -> str:
 
 
 def redis_url_fault(url: str) -> str | None:
-    """What is wrong with a Redis URL, in words that do not repeat it; None if it will do."""
-    right = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket"
+    """What is wrong with a store's URL, in words that do not repeat it; None if it will do."""
     try:
-        parts = urlsplit(url)
-        complete = bool(parts.path) if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        complete = False
-    if not complete or parts.scheme not in {"redis", "rediss", "unix"} or not url.isprintable():
-        return f"should be a Redis URL such as {right}"
+        parse_store_url(url)
+    except ValueError as error:
+        return str(error)
     return None
 
 

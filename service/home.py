@@ -66,7 +66,9 @@ def home_of(settings: Settings, stack: ExitStack, *, ephemeral: bool) -> Home:
 def _name_of(store: StoreSettings) -> str:
     """A folder's name for a store: the same for the same server, database and prefix, whatever the password."""
     url = urlsplit(store.url or "")
-    where = f"{url.hostname}:{url.port}{url.path}?{url.query}#{store.key_prefix}"
+    hosts = url.netloc.rpartition("@")[2]  # several for a cluster or Sentinels
+    place = hosts if "," in hosts else f"{url.hostname}:{url.port}"
+    where = f"{place}{url.path}?{url.query}#{store.key_prefix}"
     return hashlib.blake2b(where.encode(), digest_size=6).hexdigest()
 
 

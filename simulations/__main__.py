@@ -1,5 +1,5 @@
-"""`python -m simulations demo | fleet | replay | run | bench`: the demo, its fleet left running, replays, scenarios, and
-measurements.
+"""`python -m simulations demo | fleet | replay | run | bench | schedules`: the demo, its fleet left running, replays,
+scenarios, measurements, and schedules of failures.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from simulations import (
     apgr,
     bench,
     bench_quality,
+    bench_store,
     demo,
     drift,
     fit_prior,
@@ -35,6 +36,7 @@ from simulations.paretobandit_rival import RivalError
 from simulations.pools import RIVALS, Priors
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
+from simulations.schedules import run_schedules
 from simulations.tables import plain
 
 
@@ -83,11 +85,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_fits(commands)
     _add_bench(commands.add_parser("bench", help="decision quality and microseconds, as Markdown"))
+    _add_schedules(
+        commands.add_parser("schedules", help="the gateways' own code through failures drawn from seeds")
+    )
     _add_drift(
         commands.add_parser("drift", help="how rarely drift is seen in vain, and how soon when there is some")
     )
     _add_pacing(commands.add_parser("pacing", help="a budget held in orders of requests that mean it ill"))
     return parser
+
+
+def _add_schedules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--count", type=_positive, default=300, metavar="N")
+    parser.set_defaults(
+        run=lambda options: run_schedules(range(options.first, options.first + options.count))
+    )
 
 
 def _add_pacing(parser: argparse.ArgumentParser) -> None:
@@ -229,9 +242,9 @@ def _run_scenarios(options: argparse.Namespace) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        metavar="quality | times | DIR",
+        metavar="quality | times | store | DIR",
         nargs="*",
-        help='which tables (default: both), then folders of recorded outcomes, or "wheel" (default)',
+        help='which tables (default: all), then folders of recorded outcomes, or "wheel" (default)',
     )
     parser.add_argument("--seeds", "--orders", type=_positive, default=5, metavar="N")
     parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
@@ -279,8 +292,9 @@ def _run_paretobandit(options: argparse.Namespace) -> None:
 
 
 def _run_bench(options: argparse.Namespace) -> None:
-    tables, *data = options.what if options.what[:1] in (["quality"], ["times"]) else ["", *options.what]
-    if tables != "times":
+    named = options.what[:1] in (["quality"], ["times"], ["store"])
+    tables, *data = options.what if named else ["", *options.what]
+    if tables in ("", "quality"):
         plan = bench_quality.Plan(
             seeds=options.seeds,
             limit=options.limit,
@@ -291,8 +305,10 @@ def _run_bench(options: argparse.Namespace) -> None:
             cluster=options.dask,
         )
         bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
-    if tables != "quality":
+    if tables in ("", "times"):
         bench.times()
+    if tables in ("", "store"):
+        bench_store.run()
 
 
 def _add_apgr(parser: argparse.ArgumentParser) -> None:

@@ -590,6 +590,8 @@ async def test_what_the_log_is_refilled_with_is_not_counted_again(site: Site, se
     assert gateway.replica.counters.seeds == 2
     assert gateway.ratings() == (1.0, 0.5)
     assert gateway.intake.unsettled == 0
+    site.clock.now += RETAIN_S
+    await gateway.tick()
     assert gateway.spool.pending() == []
 
 
@@ -777,14 +779,21 @@ async def test_a_restart_after_the_window_counts_nothing_twice(site: Site) -> No
     assert [letter["payload"]["id"] for letter in again.dead()] == [decision_id]
 
 
-async def test_a_clean_end_leaves_nothing_to_be_sent_again(site: Site) -> None:
+@pytest.mark.parametrize("away_s", [60.0, WINDOW_S + 60.0])
+async def test_after_a_clean_end_a_failover_may_still_take_it_back(site: Site, away_s: float) -> None:
+    """What was settled is sent again by the next life, as long as it can be rated, and is then let go of in silence."""
     gateway = await Gateway(site, "clean").start()
+    saved = await site.saved()
     assert await gateway.rate(gateway.decide()) is APPLIED
     await gateway.tick(2)
-    assert len(gateway.spool.pending()) == 1
     await gateway.learning.close()
+    await site.back_to(saved)
+    site.clock.now += away_s
     again = await site.gateway("clean")
-    assert again.spool.pending() == []
+    await again.tick(2)
+    assert again.ratings()[0] == (1.0 if away_s < WINDOW_S else 0.0)
+    assert again.dead() == []
+    assert len(again.spool.pending()) == (1 if away_s < WINDOW_S else 0)
 
 
 async def test_a_value_given_right_after_a_failover_is_not_overwritten_by_an_older_one(

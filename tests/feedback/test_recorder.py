@@ -38,10 +38,10 @@ class Batches(MemoryLog):
         self.given: list[list[str]] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
-    async def put_decisions(self, records: Mapping[str, bytes]) -> None:
+    async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
         self.given.append(list(records))
         self.meanwhile()
-        await super().put_decisions(records)
+        return await super().put_decisions(records, beacon)
 
 
 async def test_decisions_are_written_in_the_order_they_were_made_and_in_batches() -> None:

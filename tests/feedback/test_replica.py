@@ -30,6 +30,7 @@ from feedback.redis_store import RedisStore
 from feedback.replica import (
     ANSWERS_PER_MINUTE,
     BATCH,
+    PAGE,
     SNAPSHOT_EVENTS,
     SNAPSHOT_S,
     History,
@@ -160,7 +161,7 @@ async def test_replicas_make_the_same_decision_for_the_same_id(route: Route) -> 
             assert first.token == second.token == one.state.cursor
 
 
-@pytest.mark.parametrize("tail", [0, 1, BATCH, BATCH + 1])
+@pytest.mark.parametrize("tail", [0, 1, BATCH, BATCH + 1, PAGE, PAGE + 1])
 async def test_a_restart_holds_the_same_bits_as_one_that_read_it_all(route: Route, tail: int) -> None:
     running = await route.running()
     await route.rate(20)
@@ -278,24 +279,52 @@ async def test_replicas_that_all_want_to_refill_agree(route: Route) -> None:
     assert len({replica.state.digest() for replica in replicas}) == 1
 
 
-async def test_what_the_log_was_refilled_with_is_told_from_what_was_lost(route: Route) -> None:
-    """A replica that was ahead of the one that refilled the log knows which of its entries to send again."""
-    ahead, seeder = await route.running(), await route.running()
+async def test_what_the_log_was_refilled_with_is_known_though_it_is_sent_again(route: Route) -> None:
+    """The one that refilled the log lagged behind: of four feedbacks that all are sent again it held two."""
+    seeder = await route.running()
     await route.rate(2)
     await seeder.poll()
     await route.rate(2)
-    await ahead.poll()
-    tokens = [entry.token for entry in (await route.log.read(START, 10)).entries]
-    assert not any(map(ahead.was_seeded, tokens))
     await route.client.flushall()
     assert await seeder.poll() is History.SEEDED
-    await route.rate(1)
+    route.given = 0
+    await route.rate(4)
+    assert await seeder.poll() is History.CONTINUED
+    assert len((await route.log.read(START, 10)).entries) == 2
+    assert seeder.state.events == 4
+
+
+async def test_the_marks_of_what_a_log_holds_survive_a_restart_and_another_loss(route: Route) -> None:
+    """Seeded, added to, snapshot, loaded by a fresh replica: the marks of all are there, and there again after a loss."""
+    first = await route.running()
+    await route.rate(2)
+    await first.poll()
+    await route.client.flushall()
+    await first.poll()
+    await route.rate(3)
     route.clock.now += SNAPSHOT_S
-    assert await seeder.poll() is History.CONTINUED  # and saves a snapshot beyond the lost entries
-    assert await ahead.poll() is History.REPLACED
-    assert [ahead.was_seeded(token) for token in tokens] == [True, True, False, False]
-    assert await ahead.poll() is History.CONTINUED
-    assert ahead.state.digest() == seeder.state.digest()
+    await first.poll()
+    fresh = await route.running()
+    await route.client.flushall()
+    assert await fresh.poll() is History.SEEDED
+    route.given = 0
+    await route.rate(5)
+    assert await fresh.poll() is History.CONTINUED
+    assert fresh.state.events == 5
+
+
+async def test_what_is_older_than_the_marks_is_not_sent_again(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feedback.replica.MARKS_REMEMBERED", 4)
+    replica = await route.running()
+    await route.rate(4)
+    await replica.poll()
+    tokens = [entry.token for entry in (await route.log.read(START, 10)).entries]
+    assert not any(map(replica.was_seeded, tokens)), "the log itself holds them"
+    await route.client.flushall()
+    assert await replica.poll() is History.SEEDED
+    assert [replica.was_seeded(token) for token in tokens] == [True, True, False, False]
 
 
 async def test_parts_of_a_log_are_no_log_and_said_so(route: Route) -> None:
@@ -436,7 +465,7 @@ async def test_a_replica_keeps_what_it_knows_while_the_store_is_away(
 
 
 class NoSnapshots(MemoryLog):
-    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str) -> bool:
+    async def save_snapshot(self, snapshot: bytes, token: str, *, base: str, digest: str = "") -> bool:
         raise StoreError("full")
 
 

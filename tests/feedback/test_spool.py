@@ -558,3 +558,28 @@ async def test_closing_waits_for_what_is_being_written(tmp_path: Path) -> None:
     await spool.close()
     assert [entry.sequence for entry in await asyncio.gather(*appends)] == list(range(1, 21))
     assert await reopened_ids(tmp_path) == list(map(str, range(20)))
+
+
+async def test_what_is_said_later_of_an_entry_outlives_the_process(tmp_path: Path) -> None:
+    spool = await Spool.open(tmp_path, worker="one", clock=lambda: 0.0)
+    first, second = await spool.append({"n": 1}), await spool.append({"n": 2})
+    await spool.amend(first.sequence, {"n": 1, "record": "known by now"})
+    await spool.amend(99, {"n": "nobody's"})
+    spool.abandon()
+    heir = await Spool.open(tmp_path, worker="two", clock=lambda: 0.0)
+    payloads = [dict(entry.payload) for entry in heir.pending()]
+    assert payloads == [{"n": 1, "record": "known by now"}, {"n": 2}], "in the order in which they came"
+    assert second.sequence == 2
+    await heir.close()
+
+
+async def test_an_abandoned_spool_writes_nothing_more(tmp_path: Path) -> None:
+    spool = await Spool.open(tmp_path, worker="one", clock=lambda: 0.0)
+    entry = await spool.append({"n": 1})
+    size = (tmp_path / "one.spool").stat().st_size
+    spool.abandon()
+    await spool.finish(entry.sequence)
+    with pytest.raises(SpoolError, match="closed"):
+        await spool.append({"n": 2})
+    await spool.close()
+    assert (tmp_path / "one.spool").stat().st_size == size

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +54,7 @@ from feedback.store import (
     StoreError,
     StoreUnfitError,
     check_scope,
+    mark_of,
     position,
     stream_id,
 )
@@ -144,6 +146,83 @@ async def values(log: Log) -> list[tuple[float, float | None]]:
 async def arms(log: Log) -> list[str]:
     events = [decode(entry.data) for entry in await entries(log)]
     return [event.decision.arm for event in events if isinstance(event, Rated | Charged)]
+
+
+# ---- what a failover or an emptied store must not confuse
+
+
+async def test_of_two_values_the_one_accepted_later_counts_in_whichever_order_they_arrive(log: Log) -> None:
+    later = replace(rating(0.75, "later", record=RECORD), at=20.0)
+    earlier = replace(rating(0.25, "earlier", record=RECORD), at=10.0)
+    assert await given(log, later, earlier, earlier) == [Answer.APPLIED, Answer.DUPLICATE, Answer.DUPLICATE]
+    assert await values(log) == [(0.75, None)]
+    assert await given(log, replace(earlier, value=0.3)) == [Answer.CONFLICT]
+    assert await given(log, replace(rating(0.5, "latest"), at=30.0, record=RECORD)) == [Answer.REVISED]
+    assert (await values(log))[-1] == (0.5, 0.75)
+
+
+async def test_a_sender_without_the_record_is_told_its_prefix(log: Log) -> None:
+    await log.put_decisions({"d": RECORD})
+    settled = await log.give_feedback(rating())
+    assert settled.prefix == PREFIX.encode()
+    assert (await log.give_feedback(rating(source="other", name="o", record=RECORD))).prefix == b""
+    assert (await log.give_feedback(rating())).prefix == PREFIX.encode(), (
+        "the first answer may have been lost"
+    )
+
+
+async def test_a_beacon_stands_behind_the_decisions_written_with_it(log: Log) -> None:
+    assert await log.last_beacon("w") == -1
+    assert await log.put_decisions({"d": RECORD}, ("w", 0)) == -1
+    assert await log.put_decisions({"e": RECORD}, ("w", 3)) == 0
+    assert await log.put_decisions({}, ("v", 7)) == -1
+    assert [await log.last_beacon(worker) for worker in "wv"] == [3, 7]
+    assert await log.put_decisions({"f": RECORD}) == -1
+
+
+async def test_the_marks_of_a_log_name_every_feedback_in_it(log: Log) -> None:
+    """Two fields for each: the slot with its newest value, the key with its own."""
+    start = await log.marks(START, 100)
+    assert (start.since, dict(start.fields)) == (START, {})
+    feedbacks = [rating(n / 8, n, source=f"s{n}", record=RECORD) for n in range(4)]
+    await given(log, *feedbacks)
+    tokens = [entry.token for entry in await entries(log)]
+    marks = await log.marks(tokens[-1], 100)
+    assert marks.since == START
+    assert {len(name) for name in marks.fields} == {9}
+    assert len(marks.fields) == 8
+    mark = mark_of(feedbacks[2])
+    assert marks.fields[b"k" + mark[8:]] == struct.pack("<d", 0.25)
+    assert marks.fields[b"s" + mark[:8]] == struct.pack("<dd", 0.0, 0.25) + stream_id(tokens[2]).encode()
+    few = await log.marks(tokens[1], 100)
+    assert len(few.fields) == 4, "up to the token and no further"
+
+
+async def test_a_log_seeded_with_marks_knows_the_feedback_before_it(store: Store) -> None:
+    first = store.log(fresh_scope())
+    await first.seed(b"seed", START)
+    await given(first, rating(0.25, "a", record=RECORD), rating(0.5, "b", source="other", record=RECORD))
+    end = (await entries(first))[-1].token
+    second = store.log(fresh_scope())
+    assert await second.seed(b"seed", end, await first.marks(end, 100))
+    again = [
+        rating(0.25, "a", record=RECORD),
+        rating(0.3, "a", record=RECORD),
+        rating(0.75, "c", record=RECORD),
+    ]
+    assert await given(second, *again) == [Answer.DUPLICATE, Answer.CONFLICT, Answer.REVISED]
+    assert await values(second) == [(0.75, 0.25)]
+    assert await given(second, rating(0.25, "a")) == [Answer.DUPLICATE], "known without its record"
+    marks = await second.marks((await entries(second))[-1].token, 100)
+    assert (marks.since, len(marks.fields)) == (START, 5)
+
+
+async def test_the_digest_stands_beside_its_snapshot(log: Log) -> None:
+    token = await appended(log, b"event")
+    assert (await log.read(START, 1)).digest is None
+    assert await log.save_snapshot(b"state", token, base=START, digest="abc")
+    tail = await log.read(START, 1)
+    assert (tail.snapshot, tail.digest) == (token, "abc")
 
 
 # ---- the log
@@ -589,15 +668,45 @@ class SideBySide(RuleBasedStateMachine):
         kind=st.sampled_from([RATED, CHARGED]),
         value=st.sampled_from([0.0, 0.25, 1.0, None]),
         name=st.integers(0, 5),
+        at=st.sampled_from([0.0, 1.0, 2.0]),
         record=st.sampled_from([None, None, RECORD, OTHER, b"\x01" * 70]),
     )
     def rate(
-        self, decision: str, source: str, kind: int, value: float | None, name: int, record: bytes | None
+        self,
+        decision: str,
+        source: str,
+        kind: int,
+        value: float | None,
+        name: int,
+        at: float,
+        record: bytes | None,
     ) -> None:
-        feedback = Feedback(decision, kind, source, value, key((name, source, kind)), record)
+        feedback = Feedback(decision, kind, source, value, key((name, source, kind)), record, at)
         one, other = self.both(lambda log: log.give_feedback(feedback))
-        assert one.answer == other.answer
+        assert (one.answer, one.prefix) == (other.answer, other.prefix)
         assert bool(one.token) == bool(other.token)
+
+    @rule(worker=st.sampled_from("vw"), sequence=st.integers(0, 9))
+    def beacon(self, worker: str, sequence: int) -> None:
+        one, other = self.both(lambda log: log.put_decisions({}, (worker, sequence)))
+        assert one == other
+        one, other = self.both(lambda log: log.last_beacon(worker))
+        assert one == other == sequence
+
+    @rule()
+    def lose_everything(self) -> None:
+        """Both are emptied and begun again with what they held: state, end and marks."""
+        ends = [self.run(log.read(START, 1)).last for log in self.logs]
+        if None in ends:
+            return
+        marks = [self.run(log.marks(end, 100)) for log, end in zip(self.logs, ends, strict=True)]
+        one, other = ({k: v[:16] for k, v in held.fields.items()} for held in marks)
+        assert one == other, "but for the ids of the entries, which a server's clock gives"
+        scope = fresh_scope()
+        self.logs = [MemoryStore().log(scope), self.redis.log(scope)]
+        for log, end, held in zip(self.logs, ends, marks, strict=True):
+            assert self.run(log.seed(b"seed", end, held))
+        self.snapshots = list(ends)
 
     @rule(worker=st.sampled_from("vw"), sequence=st.integers(0, 4), data=st.none() | st.binary(max_size=40))
     def append(self, worker: str, sequence: int, data: bytes | None) -> None:
@@ -619,7 +728,7 @@ class SideBySide(RuleBasedStateMachine):
         saved = []
         for n, log in enumerate(self.logs):
             token = self.run(entries(log))[at].token
-            base = START if stale else self.snapshots[n]
+            base = "1-1:stale" if stale else self.snapshots[n]
             saved.append(self.run(log.save_snapshot(b"state %d" % at, token, base=base)))
             if saved[-1]:
                 self.snapshots[n] = token
@@ -691,10 +800,10 @@ async def test_a_decision_written_again_does_not_live_longer(on_server: OnServer
 
 async def test_all_keys_of_a_route_share_one_slot(on_server: OnServer) -> None:
     log, client, base = on_server
-    await log.put_decisions({"d": RECORD})
+    await log.put_decisions({"d": RECORD}, ("worker", 0))
     await given(log, rating())
     keys = [name async for name in client.scan_iter(match=f"{base[:-1]}*")]
-    assert len(keys) == 5
+    assert len(keys) == 7
     assert len({name[name.index(b"{") : name.index(b"}")] for name in keys}) == 1
 
 
