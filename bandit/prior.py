@@ -160,6 +160,11 @@ def prior_from_json(text: str) -> QualityPrior:
         raise ValueError(
             f"prior: features should be a tag in hexadecimal and known a map of name to [level, sd]: {error}"
         ) from error
+    for name, model in known.items():
+        if not (math.isfinite(model.level) and 0 < model.sd < math.inf):
+            raise ValueError(
+                f"prior: known {name!r} should be [level, sd], numbers with sd above 0, not {model}"
+            )
     return QualityPrior(
         **arrays,
         noise_variance=_positive(given, "noise_variance"),

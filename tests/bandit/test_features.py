@@ -225,7 +225,7 @@ def test_a_fact_is_higher_in_the_text_it_is_about(fact, with_it, without):
 
 def test_facts_that_are_not_about_the_text():
     plain, other = x_of("Hi"), x_of("Hi", system="Be kind.", turns=3, tools=True, images=True)
-    changed = {name for name in NAMES if plain[name] != other[name]}
+    changed = {name for name in NAMES if plain[name] != other[name] and not name.startswith("task-")}
     assert changed == {"system", "turns", "tools", "images"}
     assert (other["tools"], other["images"]) == (1, 1)
     assert other["turns"] == pytest.approx(np.log(3), rel=1e-3)

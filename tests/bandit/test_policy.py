@@ -1,7 +1,7 @@
 """Policies: shares of wins as the joint Gaussian says, an exploration floor, and regret that flattens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,9 +13,20 @@ from threadpoolctl import threadpool_limits
 from bandit.arms import Arm
 from bandit.decide import decide
 from bandit.noise import Noise
-from bandit.objective import Balanced, Cost, Quality
-from bandit.policy import Fixed, Policy, Thompson, Uniform, spread_floor
+from bandit.objective import Balanced, Cost, Quality, QualityUnderBudget
+from bandit.policy import (
+    RATINGS_TO_SETTLE,
+    Fixed,
+    Policy,
+    Ramped,
+    Thompson,
+    Uniform,
+    aimed,
+    objective_of,
+    spread_floor,
+)
 from bandit.posterior import Posterior
+from bandit.prior import QualityPrior
 from bandit.quality import SharedBaseline
 from bandit.statistics import RatingStatistics
 from bandit.types import Context, Needs
@@ -30,6 +41,9 @@ POLICIES = (
     Thompson(Balanced(0.001), scale=0.5, floor=0.2, draws=7),
     Thompson(Cost(0.1), floor=1.0, draws=1),
     Thompson(Cost(0.02)),
+    Thompson(Cost(0.05, "arm1", 0.9), floor=0.05),
+    Thompson(QualityUnderBudget(1e-4, 0.1, 2e-4), floor=0.05),
+    Ramped(Thompson(Quality(), floor=0.1), "arm1", 0.3),
     Uniform(),
     Fixed(),
 )
@@ -53,7 +67,14 @@ def posterior(seed, counts):
 
 
 def mean_shares(policy, believed, arms):
-    return np.mean([policy.probabilities(believed, CONTEXT, arms, noise) for noise in NOISES], axis=0)
+    belief = believed.belief(CONTEXT, arms)
+    return np.mean([policy.probabilities(belief, noise) for noise in NOISES], axis=0)
+
+
+def at_scale(scale, **rest):
+    """Thompson of quality whose spread does not fall with the ratings."""
+    objective = rest.pop("objective", Quality())
+    return Thompson(objective, scale=scale, first_scale=scale, **rest)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
@@ -65,28 +86,40 @@ def mean_shares(policy, believed, arms):
     decision_id=st.text(max_size=20),
 )
 def test_probabilities_are_a_distribution_with_its_floor(policy, seed, counts, unheard, decision_id):
-    believed, arms = posterior(seed, counts), arms_of(len(counts) + unheard)
-    thompson = isinstance(policy, Thompson)
-    p = policy.probabilities(believed, CONTEXT, arms, Noise.of(decision_id))
+    arms = arms_of(len(counts) + unheard)
+    belief = posterior(seed, counts).belief(CONTEXT, arms)
+    p = policy.probabilities(belief, Noise.of(decision_id))
     assert p.shape == (len(arms),)
     assert abs(p.sum() - 1) < 1e-12
-    floors = spread_floor(policy.floor, believed.cost.expected_usd(arms, CONTEXT.needs)) if thompson else 0.0
-    assert (p >= floors).all()
-    assert np.array_equal(p, policy.probabilities(believed, CONTEXT, arms, Noise.of(decision_id)))
+    assert (p >= 0).all()
+    if isinstance(policy, Thompson):
+        allowed = policy.objective.allowed(belief)
+        floors = spread_floor(policy.floor, policy.utility(belief), allowed)
+        assert (p >= floors).all()
+        assert (p[~allowed] == 0).all()
+        assert (floors[allowed] > 0).all() or policy.floor == 0
+    assert np.array_equal(p, policy.probabilities(belief, Noise.of(decision_id)))
 
 
 def test_fixed_takes_the_first_listed():
-    assert Fixed().probabilities(posterior(0, [3, 3]), CONTEXT, arms_of(3), NOISES[0]).tolist() == [1, 0, 0]
+    assert Fixed().probabilities(posterior(0, [3, 3]).belief(CONTEXT, arms_of(3)), NOISES[0]).tolist() == [
+        1,
+        0,
+        0,
+    ]
 
 
 def test_uniform_takes_all_alike():
-    assert Uniform().probabilities(posterior(0, [3]), CONTEXT, arms_of(4), NOISES[0]).tolist() == [0.25] * 4
+    assert (
+        Uniform().probabilities(posterior(0, [3]).belief(CONTEXT, arms_of(4)), NOISES[0]).tolist()
+        == [0.25] * 4
+    )
 
 
 def test_arms_of_which_the_same_is_known_are_chosen_alike():
     """Their normals lie in different places of the table; no place may be luckier than another."""
     same = posterior(1, [5]).quality  # arms that it does not name share one belief
-    believed = Posterior(same, posterior(1, []).cost, "0")
+    believed = Posterior(same, posterior(1, []).cost, {}, "0")
     arms = tuple(Arm(name, 1.0, 1.0) for name in ("p", "q", "r", "s"))
     np.testing.assert_allclose(mean_shares(Thompson(Quality(), floor=0.0), believed, arms), 0.25, atol=0.01)
 
@@ -97,10 +130,10 @@ def test_two_arms_win_as_the_normal_distribution_says(seed, scale):
     """P(arm 0 wins) = Phi((m_0 - m_1) / (scale sd)),  sd^2 = C_00 + C_11 - 2 C_01: the covariance between arms counts."""
     believed, arms = posterior(seed, [6, 3]), arms_of(2)
     prediction = believed.quality.predict(X, ["arm0", "arm1"])
-    C = prediction.covariance()
+    C = prediction.covariance
     sd = scale * np.sqrt(C[0, 0] + C[1, 1] - 2 * C[0, 1])
     expected = stats.norm.cdf((prediction.mean[0] - prediction.mean[1]) / sd)
-    shares = mean_shares(Thompson(Quality(), scale=scale, floor=0.0), believed, arms)
+    shares = mean_shares(at_scale(scale, floor=0.0), believed, arms)
     assert shares[0] == pytest.approx(expected, abs=0.015)  # the table is finite
     if scale == 1:
         assert 0.02 < expected < 0.98  # else there is nothing to see
@@ -112,14 +145,14 @@ def test_three_arms_win_as_draws_from_the_joint_normal_do(seed, objective):
     believed, arms = posterior(seed, [8, 2, 0]), arms_of(3)
     names = [arm.name for arm in arms]
     prediction = believed.quality.predict(X, names)
-    draws = np.random.default_rng(5).multivariate_normal(prediction.mean, prediction.covariance(), 100_000)
+    draws = np.random.default_rng(5).multivariate_normal(prediction.mean, prediction.covariance, 100_000)
     utility = objective.utility(
         draws,
         believed.cost.expected_usd(arms, CONTEXT.needs),
         int(np.argmax(believed.quality.typical(names))),
     )
     expected = np.bincount(np.argmax(utility, axis=1), minlength=3) / len(draws)
-    shares = mean_shares(Thompson(objective, scale=1.0, floor=0.0), believed, arms)
+    shares = mean_shares(at_scale(1.0, objective=objective, floor=0.0), believed, arms)
     np.testing.assert_allclose(shares, expected, atol=0.015)
     assert expected.max() < 0.97
 
@@ -127,52 +160,71 @@ def test_three_arms_win_as_draws_from_the_joint_normal_do(seed, objective):
 @pytest.mark.parametrize("objective", [Quality(), Balanced(0.005), Cost(0.05)], ids=repr)
 def test_the_order_of_the_candidates_does_not_matter(objective):
     believed, arms, order = posterior(3, [8, 2, 0, 5]), arms_of(4), [2, 0, 3, 1]
-    policy = Thompson(objective, scale=1.0)
+    policy = at_scale(1.0, objective=objective)
     permuted = mean_shares(policy, believed, [arms[k] for k in order])
     np.testing.assert_allclose(permuted, mean_shares(policy, believed, arms)[order], atol=0.015)
 
 
 def test_the_floor_is_mixed_into_the_shares_of_wins():
-    believed, arms = posterior(2, [9, 9, 9]), arms_of(3)
-    floors = spread_floor(0.3, believed.cost.expected_usd(arms, CONTEXT.needs))
+    belief = posterior(2, [9, 9, 9]).belief(CONTEXT, arms_of(3))
+    floors = spread_floor(0.3, belief.quality.mean, EVERY[:3])
     for noise in NOISES[:20]:
-        bare = Thompson(Quality(), floor=0.0).probabilities(believed, CONTEXT, arms, noise)
-        mixed = Thompson(Quality(), floor=0.3).probabilities(believed, CONTEXT, arms, noise)
+        bare = Thompson(Quality(), floor=0.0).probabilities(belief, noise)
+        mixed = Thompson(Quality(), floor=0.3).probabilities(belief, noise)
         np.testing.assert_allclose(mixed, 0.7 * bare + floors)
         assert np.array_equal(bare * 64, np.round(bare * 64))  # shares of 64 draws
 
 
+EVERY = np.ones(12, dtype=bool)
+
+
 def test_floors_by_hand():
-    """Costs 1 and 4, mean 2.5, so 1.025 and 4.025: the cheap arm gets sqrt(4.025 / 1.025) times the dear one's."""
-    cheap, dear = spread_floor(0.01, np.array([1.0, 4.0]))
-    assert cheap + dear == pytest.approx(0.01)
-    assert cheap / dear == pytest.approx(np.sqrt(4.025 / 1.025))
-    np.testing.assert_allclose(spread_floor(0.01, np.zeros(4)), 0.0025)  # all free: all alike
+    """Losses 0 and 3, mean 1.5, so 0.075 and 3.075: the good arm gets sqrt(3.075 / 0.075) times the bad one's."""
+    bad, good = spread_floor(0.01, np.array([1.0, 4.0]), EVERY[:2])
+    assert bad + good == pytest.approx(0.01)
+    assert good / bad == pytest.approx(np.sqrt(3.075 / 0.075))
+    np.testing.assert_allclose(
+        spread_floor(0.01, np.full(4, 0.3), EVERY[:4]), 0.0025
+    )  # none better: all alike
+    some = spread_floor(0.01, np.array([1.0, 9.0, 4.0]), np.array([True, False, True]))
+    assert some.tolist() == [bad, 0.0, good]  # what is not allowed is not even compared with
 
 
-costs = st.lists(st.just(0.0) | st.floats(1e-9, 10), min_size=1, max_size=8).map(np.array)
+@st.composite
+def worths(draw, least=1):
+    """(utility, allowed) of up to 8 arms."""
+    utility = draw(st.lists(st.just(0.0) | st.floats(-10, 10), min_size=least, max_size=8))
+    allowed = draw(st.lists(st.booleans(), min_size=len(utility), max_size=len(utility)))
+    if sum(allowed) < least:
+        allowed = [True] * len(utility)
+    return np.round(utility, 6), np.array(allowed)
 
 
 @PATIENT
-@given(cost_usd=costs, total=st.floats(1e-3, 1))
-def test_floors_sum_to_the_total_favour_the_cheap_and_leave_no_arm_out(cost_usd, total):
-    floors = spread_floor(total, cost_usd)
-    K = len(cost_usd)
+@given(worth=worths(), total=st.floats(1e-3, 1))
+def test_floors_sum_to_the_total_favour_the_good_and_leave_out_only_what_is_not_allowed(worth, total):
+    utility, allowed = worth
+    floors = spread_floor(total, utility, allowed)
     assert floors.sum() == pytest.approx(total, rel=1e-12)
-    assert floors.min() >= total / (10 * K * np.sqrt(K + 0.01)) * (
-        1 - 1e-9
-    )  # one arm costs all, the others nothing
-    assert (np.diff(floors[np.argsort(cost_usd)]) <= 1e-15).all()
-    np.testing.assert_allclose(spread_floor(total, cost_usd * 7), floors)  # the currency does not matter
+    assert (floors[~allowed] == 0).all()
+    K = allowed.sum()
+    assert floors[allowed].min() >= total / (K * np.sqrt(20 * K + 1)) * (1 - 1e-9)  # one loses all
+    assert (np.diff(floors[allowed][np.argsort(utility[allowed])]) >= -1e-15).all()
+    np.testing.assert_allclose(
+        spread_floor(total, utility * 7 + 3, allowed), floors, rtol=1e-6
+    )  # no unit matters
 
 
 @PATIENT
-@given(cost_usd=costs.filter(lambda c: len(c) >= 3), seed=st.integers(0, 10**6))
-def test_no_other_floors_of_the_same_total_and_spend_have_smaller_importance_weights(cost_usd, seed):
-    floors = spread_floor(0.01, cost_usd)
-    Q, _ = np.linalg.qr(np.stack([np.ones_like(cost_usd), cost_usd / max(cost_usd.max(), 1e-9)], axis=1))
-    step = np.random.default_rng(seed).normal(size=len(cost_usd))
-    step -= Q @ (Q.T @ step)  # neither total nor spend changes along it
+@given(worth=worths(least=3), seed=st.integers(0, 10**6))
+def test_no_other_floors_of_the_same_total_and_loss_have_much_smaller_importance_weights(worth, seed):
+    utility, allowed = worth
+    utility = utility[allowed]
+    floors = spread_floor(0.01, utility, EVERY[: len(utility)])
+    loss = utility.max() - utility
+    Q, _ = np.linalg.qr(np.stack([np.ones_like(loss), loss / max(loss.max(), 1e-9)], axis=1))
+    step = np.random.default_rng(seed).normal(size=len(loss))
+    step -= Q @ (Q.T @ step)  # neither total nor expected loss changes along it
     step *= 0.5 * floors.min() / max(np.abs(step).max(), 1e-9)
     for other in (floors + step, floors - step):
         assert np.sum(1 / other) >= np.sum(1 / floors) * (1 - 1e-9)
@@ -181,16 +233,13 @@ def test_no_other_floors_of_the_same_total_and_spend_have_smaller_importance_wei
 def test_without_spread_the_best_expected_utility_wins():
     believed, arms = posterior(2, [9, 9, 9]), arms_of(3)
     mean = believed.quality.predict(X, [arm.name for arm in arms]).mean
-    greedy = Thompson(Quality(), scale=0.0, floor=0.0).probabilities(believed, CONTEXT, arms, NOISES[0])
+    greedy = at_scale(0.0, floor=0.0).probabilities(believed.belief(CONTEXT, arms), NOISES[0])
     assert greedy.tolist() == (np.arange(3) == np.argmax(mean)).tolist()
 
 
 def test_a_larger_scale_explores_more():
     believed, arms = posterior(2, [9, 9, 9]), arms_of(3)
-    entropies = [
-        stats.entropy(mean_shares(Thompson(Quality(), scale=scale), believed, arms))
-        for scale in (0.1, 0.3, 1.0)
-    ]
+    entropies = [stats.entropy(mean_shares(at_scale(scale), believed, arms)) for scale in (0.1, 0.3, 1.0)]
     assert entropies == sorted(entropies)
     assert entropies[0] < entropies[2] - 0.1
 
@@ -222,7 +271,7 @@ def test_the_objective_says_what_the_draws_are_worth():
 
 def test_hundreds_of_arms_get_fewer_draws_rather_than_none():
     arms = arms_of(1500)
-    chances = Thompson(Quality()).probabilities(posterior(0, [1]), CONTEXT, arms, NOISES[0])
+    chances = Thompson(Quality()).probabilities(posterior(0, [1]).belief(CONTEXT, arms), NOISES[0])
     assert chances.sum() == pytest.approx(1.0, abs=1e-12)
     assert chances.min() > 0
 
@@ -236,13 +285,26 @@ def one_thread():
 
 @dataclass(frozen=True)
 class Problem:
-    """Linear truth with normal noise: r = x'(theta + delta_a) + e, e ~ N(0, 0.3^2); signal: sd of the slopes."""
+    """Linear truth with normal noise: r = x'(theta + delta_a) + e, e ~ N(0, 0.3^2); signal: sd of the slopes.
+
+    prior(): the one that the truth is drawn from.
+    """
 
     seed: int
     rounds: int
     signal: float = 0.1
     arms: int = 5
     d: int = 8
+
+    def prior(self):
+        variances = np.r_[0.1, np.full(self.d - 1, max(self.signal, 0.01))] ** 2 / 0.09
+        return replace(
+            QualityPrior.flat(self.d),
+            mean=0.6 * np.eye(self.d)[0],
+            shared_variance=variances,
+            arm_variance=variances,
+            noise_variance=0.09,
+        )
 
     def qualities(self):
         """(T, d) features and (T, K) expected quality of each arm."""
@@ -264,9 +326,10 @@ def earned(policy: Policy, problem: Problem, *, every: int = 5):
     arms: Sequence[Arm] = arms_of(problem.arms)
     ratings = {arm.name: RatingStatistics.empty(problem.d) for arm in arms}
     chosen = np.zeros(problem.rounds, dtype=int)
+    model = SharedBaseline(problem.prior())
     for t in range(problem.rounds):
         if t % every == 0:
-            believed = Posterior.of(SharedBaseline(), ratings, {}, d=problem.d, token=str(t))
+            believed = Posterior.of(model, ratings, {}, d=problem.d, token=str(t))
         decision = decide(policy, believed, Context(x[t], Needs(100)), arms, f"{problem.seed}-{t}")
         chosen[t] = k = arms.index(decision.arm)
         name = decision.arm.name
@@ -280,25 +343,129 @@ def mean_regret(policy, problems):
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("scale", "floor"), [(1.0, 0.0), (0.3, 0.01)], ids=["textbook", "default"])
-def test_regret_flattens_and_is_far_below_uniforms(scale, floor):
-    """Regret grows like T^a with a <= 1/2 from T/4 to T; Uniform's grows like T."""
-    T = 4000
-    problems = [Problem(seed, T) for seed in range(4)]
-    regret = mean_regret(Thompson(Quality(), scale=scale, floor=floor), problems)
-    uniform = mean_regret(Uniform(), [Problem(seed, T // 10) for seed in range(4)])[-1] * 10
+@pytest.mark.parametrize(
+    ("policy", "steepest"),
+    [(at_scale(1.0, floor=0.0), 0.5), (Thompson(Quality(), floor=0.0), 0.5), (Thompson(Quality()), 0.75)],
+    ids=["textbook", "without floor", "default"],
+)
+def test_regret_flattens_and_is_far_below_uniforms(policy, steepest):
+    """Regret grows like T^a from T/4 to T; Uniform's grows like T, and so does what an exploration floor costs."""
+    T = 2500
+    problems = [Problem(seed, T) for seed in range(3)]
+    regret = mean_regret(policy, problems)
+    uniform = mean_regret(Uniform(), [Problem(seed, T // 10) for seed in range(3)])[-1] * 10
     slope = np.log(regret[-1] / regret[T // 4 - 1]) / np.log(4)
-    assert slope <= 0.5
+    assert slope <= steepest
     assert regret[-1] < 0.25 * uniform
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_features_without_signal_do_no_harm():
     """The last third of the stream earns what the best single arm earns, within the noise of that third's mean."""
-    T = 8000
+    T = 3000
     gaps = []
     for seed in range(4):
         problem = Problem(seed, T, signal=0.0)
         best = problem.qualities()[1][0].max()  # without signal every request has the same best arm
         gaps.append(best - earned(Thompson(Quality()), problem, every=10)[-T // 3 :].mean())
     assert np.mean(gaps) < 0.3 / np.sqrt(T / 3)
+
+
+def test_the_spread_falls_with_the_ratings_as_stated():
+    policy, arms = Thompson(Quality(), scale=0.2, first_scale=0.8), arms_of(2)
+    belief = posterior(0, [0, 0]).belief(CONTEXT, arms)
+    for n, expected in ((0.0, 0.8), (RATINGS_TO_SETTLE, 0.2 + 0.6 / np.sqrt(2)), (1e12, 0.2)):
+        assert policy.spread(replace(belief, ratings=np.array([0.0, n]))) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_ramped_policy_is_the_exact_mixture(share):
+    inner, arms = Thompson(Balanced(0.001)), arms_of(3)
+    belief = posterior(1, [5, 2, 3]).belief(CONTEXT, arms)
+    for noise in NOISES[:50]:
+        expected = share * inner.probabilities(belief, noise) + (1 - share) * np.array([0.0, 0.0, 1.0])
+        assert np.array_equal(Ramped(inner, "arm2", share).probabilities(belief, noise), expected)
+
+
+def test_in_shadow_the_baseline_always_answers_and_what_it_would_do_is_told():
+    inner, arms, believed = Thompson(Quality(), floor=0.5), arms_of(3), posterior(1, [5, 2, 3])
+    shadow = Ramped(inner, "arm1", 0.0)
+    for i in range(300):
+        decision = decide(shadow, believed, CONTEXT, arms, f"id-{i}")
+        assert (decision.arm.name, decision.propensity) == ("arm1", 1.0)
+    assert np.array_equal(decision.utility, inner.utility(believed.belief(CONTEXT, arms)))
+
+
+def test_where_the_baseline_cannot_serve_the_policy_chooses_alone():
+    inner, belief = Thompson(Quality()), posterior(1, [5, 2]).belief(CONTEXT, arms_of(2))
+    for noise in NOISES[:20]:
+        ramped = Ramped(inner, "elsewhere", 0.0).probabilities(belief, noise)
+        assert np.array_equal(ramped, inner.probabilities(belief, noise))
+
+
+def test_another_aim_changes_the_objective_and_nothing_else():
+    policy = Ramped(Thompson(Quality(), scale=0.4, floor=0.03), "arm0", 0.5)
+    changed = aimed(policy, Cost(0.1))
+    assert changed == Ramped(Thompson(Cost(0.1), scale=0.4, floor=0.03), "arm0", 0.5)
+    assert (objective_of(policy), objective_of(changed)) == (Quality(), Cost(0.1))
+    for blind in (Uniform(), Fixed()):
+        assert aimed(blind, Cost(0.1)) is blind
+        assert objective_of(blind) is None
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Thompson(Balanced(0.001), floor=0.1),
+        Thompson(Cost(0.05, "arm1", 0.9), floor=0.2),
+        Thompson(QualityUnderBudget(1e-4, 0.1, 1e-3), floor=0.2),
+        Ramped(Thompson(Quality(), floor=0.2), "arm0", 0.5),
+    ],
+    ids=repr,
+)
+def test_arms_are_picked_as_often_as_their_propensities_say(policy):
+    """Chi square over 4000 decisions for one request; an arm of propensity 0 is picked never."""
+    believed, arms, n = posterior(5, [6, 3, 1, 0]), arms_of(4), 4000
+    decisions = [decide(policy, believed, CONTEXT, arms, f"pick-{i}") for i in range(n)]
+    expected = np.sum([d.probabilities for d in decisions], axis=0)
+    picked = np.bincount([arms.index(d.arm) for d in decisions], minlength=4)
+    assert (picked[expected == 0] == 0).all()
+    some = expected > 0
+    statistic = ((picked - expected)[some] ** 2 / expected[some]).sum()
+    assert stats.chi2.sf(statistic, some.sum() - 1) > 1e-3
+
+
+def test_an_arm_below_the_floor_is_chosen_on_its_merits_no_oftener_than_the_confidence_allows():
+    """Worlds drawn from the prior, ratings from the world; the cheap arm is truly below the floor in some of them.
+
+    Among all the worlds in which it is chosen, at most a share 1 - confidence has it below the floor.
+    """
+    rng, chosen, below = np.random.default_rng(0), 0, 0
+    prior = replace(QualityPrior.flat(1), noise_weight=1e9, arm_variance=np.array([0.3]))
+    model, arms = SharedBaseline(prior), (Arm("cheap", 0.1, 0.1), Arm("dear", 9.0, 9.0))
+    policy, x = Thompson(Cost(0.05, "dear", 0.9), floor=0.0), Context(np.ones(1), Needs(100))
+    for world in range(1500):
+        truth = 0.7 + np.sqrt(0.1) * rng.normal() + np.sqrt(0.03) * rng.normal(size=2)
+        ratings = {}
+        for k, arm in enumerate(arms):
+            r = truth[k] + np.sqrt(0.1) * rng.normal(size=8)
+            ratings[arm.name] = RatingStatistics(np.array([[8.0]]), np.array([r.sum()]), 8.0, float(r @ r))
+        belief = Posterior.of(model, ratings, {}, d=1, token="0").belief(x, arms)
+        p = policy.probabilities(belief, Noise.of(f"world-{world}"))
+        assert p.max() == 1.0
+        chosen += p[0] == 1
+        below += p[0] == 1 and truth[0] < truth[1] - 0.05
+    assert chosen > 200
+    assert below / chosen <= 0.1
+    assert below > 0  # else there is nothing to see
+
+
+def test_another_objective_leaves_every_statistic_untouched():
+    believed, arms = posterior(5, [6, 3, 1]), arms_of(3)
+    names = ("weights", "inverses", "precisions", "shared_factor", "typical_x")
+    before = [getattr(believed.quality, name).tobytes() for name in names]
+    usual, cost = dict(believed.ratings), believed.cost.usual.tobytes()
+    for policy in POLICIES:
+        decide(policy, believed, CONTEXT, arms, "id")
+    assert [getattr(believed.quality, name).tobytes() for name in names] == before
+    assert (dict(believed.ratings), believed.cost.usual.tobytes()) == (usual, cost)

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bandit.features import DIMENSION
+from bandit.prior import QualityPrior
 from simulations import bench_quality, equal_quality, pools
 from simulations.__main__ import main
 from simulations.contestants import CONTESTANTS
@@ -169,7 +171,7 @@ def test_the_command_prints_its_tables_and_writes_every_seed(capsys, tmp_path, o
 
 def test_the_command_takes_data_parts_rivals_and_a_prior(tmp_path, capsys):
     prior, out = tmp_path / "prior.json", tmp_path / "out.json"
-    prior.write_text('{"arm_slope": 100}')
+    prior.write_text(QualityPrior.flat(DIMENSION).to_json())
     options = ["--seeds", "1", "--limit", "60", "--policy", "lints", "--part", "gaps", "harm"]
     assert main(["bench", "quality", "wheel", *options, "--prior", str(prior), "--json", str(out)]) == 0
     printed, report = capsys.readouterr().out, json.loads(out.read_text())

@@ -2,10 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bandit.features import DIMENSION
+from bandit.prior import QualityPrior
 from simulations.__main__ import main
 from simulations.datasets import load, take
 from simulations.metrics import goal_for
@@ -102,15 +105,22 @@ def test_same_seed_same_decisions(replayed, tmp_path):
 
 def test_a_prior_file_changes_decisions_and_a_wrong_one_is_named(tmp_path, capsys):
     prior = tmp_path / "prior.json"
-    prior.write_text('{"arm_level": 1e6, "arm_slope": 1e6}')  # arms that cannot differ
-    out = tmp_path / "out.json"
+    rigid = replace(
+        QualityPrior.flat(DIMENSION), arm_variance=np.full(DIMENSION, 1e-6)
+    )  # arms that cannot differ
+    prior.write_text(rigid.to_json())
     options = ["--limit", "100", "--orders", "1", "--policy", "router", "--objective", "quality"]
-    assert main(["replay", "wheel", *options, "--prior", str(prior), "--json", str(out)]) == 0
-    prior.write_text('{"arm_levle": 1}')
+    qualities = set()
+    for chosen in ("none", str(prior)):
+        out = tmp_path / "out.json"
+        assert main(["replay", "wheel", *options, "--prior", chosen, "--json", str(out)]) == 0
+        qualities.add(json.loads(out.read_text())["policies"][0]["utility"])
+    assert len(qualities) == 2
+    prior.write_text('{"arm_level": 1}')
     assert main(["replay", "wheel", *options, "--prior", str(prior)]) == 1
-    assert "unknown field 'arm_levle'" in capsys.readouterr().err
+    assert "prior: should be one JSON object of version 1" in capsys.readouterr().err
     assert main(["replay", "wheel", *options, "--prior", "leave-out"]) == 1
-    assert "no fitted prior" in capsys.readouterr().err
+    assert "goes with several folders" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_one_clear_sentence(capsys):
