@@ -11,17 +11,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bandit import features
+from bandit import words as words_table
 from bandit.features import (
     CHARS_PER_TOKEN,
     DIMENSION,
     NAMES,
     READ_CHARS,
     TAG,
+    TASKS,
     VERSION,
     Prompt,
     context_of,
     estimate_tokens,
     prompt_of,
+    task_bucket,
 )
 
 PATIENT = settings(deadline=None)  # no test fails for time
@@ -36,6 +39,7 @@ prompts = st.builds(
     tools=st.booleans(),
     images=st.booleans(),
     max_tokens_out=st.none() | st.integers(1, 10**6),
+    task=any_text,
 )
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | any_text
 words = st.sampled_from(
@@ -231,12 +235,71 @@ def test_facts_that_are_not_about_the_text():
     assert other["turns"] == pytest.approx(np.log(3), rel=1e-3)
 
 
+def task_of(**rest):
+    """Names of the task buckets in which the request lies."""
+    return [name for name, value in x_of("Hi", **rest).items() if name.startswith("task-") and value]
+
+
+def test_a_request_without_task_or_system_prompt_lies_in_no_bucket():
+    assert task_of() == []
+    assert task_bucket(Prompt("Hi")) is None
+
+
+@PATIENT
+@given(task=any_text.filter(bool), user=any_text, system=any_text)
+def test_a_named_task_has_one_bucket_whatever_else_the_request_says(task, user, system):
+    bucket = task_bucket(Prompt("Hi", task=task))
+    assert task_bucket(Prompt(user, system=system, task=task)) == bucket
+    x = context_of(Prompt(user, system=system, task=task)).x
+    assert np.flatnonzero(x[-TASKS:]).tolist() == [bucket]
+    assert x[bucket - TASKS] == 1
+
+
+def test_system_prompts_tell_templates_apart_by_their_whole_text():
+    templates = ["You sort mail." + " " * k for k in range(200)]
+    buckets = [task_bucket(Prompt("Hi", system=text)) for text in templates]
+    assert buckets == [task_bucket(Prompt("Other", system=text)) for text in templates]
+    assert len(set(buckets)) == TASKS  # 200 texts fill all of them
+    long = "x" * 1_000_000
+    assert task_of(system=long + "a") != task_of(system=long + "b")
+
+
+def test_a_task_and_a_system_prompt_of_the_same_words_are_different_things():
+    names = [f"name {k}" for k in range(50)]
+    same = [task_bucket(Prompt("Hi", task=n)) == task_bucket(Prompt("Hi", system=n)) for n in names]
+    assert sum(same) < 10
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\x00", "\ud83d", "\udc00" * 10, "é\u0301", "a" * 1_000_000, "\n" * 5000]
+)
+def test_an_odd_text_has_words_too(text):
+    x = context_of(Prompt(text, system=text, task=text)).x
+    assert np.isfinite(x).all()
+    assert np.abs(x).max() <= 4
+
+
+def test_words_point_where_the_mean_of_their_rows_points():
+    rows = words_table.TABLE[words_table.buckets("a cat !", words_table.BUCKETS)]
+    assert len(rows) == 3
+    expected = rows.mean(axis=0) + words_table.OFFSET
+    np.testing.assert_allclose(words_table.mean_direction("a cat !"), expected, rtol=1e-6)
+    assert np.array_equal(words_table.mean_direction(" \n"), words_table.OFFSET)
+
+
+@given(text=any_text.filter(lambda t: 0 < len(t) < 2000))
+def test_words_are_a_bag_their_repetition_changes_little(text):
+    once, twice = (words_table.buckets(t, 64) for t in (text, text + " " + text))
+    if len(text) * 2 + 1 <= 2 * words_table.READ_CHARS:
+        assert twice == once + once
+
+
 def test_a_vector_of_this_version_is_pinned():
     """If a scale moves, VERSION must move with it: vectors of one version are compared and summed for years."""
     text = "Compute 12 * 3 = ?\nA) 36\nB) 15\nWhich of them is right?"
     x = context_of(Prompt(text, system="Be brief.", turns=2, tools=True)).x
-    assert VERSION == "facts-1"
-    assert x.tolist() == [
+    assert VERSION == "facts-1,tasks-1"
+    assert x[:14].tolist() == [
         1.0,
         -1.244140625,
         1.8916015625,
@@ -252,7 +315,27 @@ def test_a_vector_of_this_version_is_pinned():
         1.0,
         0.0,
     ]
-    assert TAG.hex() == "0a9e62c7a0abbaa0"
+    assert x[14:30].tolist() == [
+        -0.355224609375,
+        -0.450439453125,
+        0.11212158203125,
+        0.84326171875,
+        1.1689453125,
+        -0.74951171875,
+        -0.0489501953125,
+        -0.552734375,
+        -0.336669921875,
+        -0.5673828125,
+        -0.62353515625,
+        -0.08306884765625,
+        0.54931640625,
+        0.12176513671875,
+        0.4384765625,
+        -0.481689453125,
+    ]
+    assert (np.flatnonzero(x[30:]) + 30).tolist() == [53]
+    assert DIMENSION == 62
+    assert TAG.hex() == "de4395aae0fc991d"
 
 
 def test_a_renamed_fact_or_a_new_version_has_another_tag(monkeypatch):
@@ -268,6 +351,6 @@ def test_a_renamed_fact_or_a_new_version_has_another_tag(monkeypatch):
         tag('"word_length",', replacement)
         for replacement in ('"word_length",', '"words",', "", '"word_length", "x",')
     )
-    version = tag('VERSION: Final = "facts-1"', 'VERSION: Final = "facts-2"')
+    version = tag('VERSION: Final = "facts-1,', 'VERSION: Final = "facts-2,')
     assert same == TAG
     assert len({same, renamed, dropped, newer, version}) == 5

@@ -1,10 +1,15 @@
 """What an answer is worth, by hand and by property."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
+from bandit.arms import Arm
+from bandit.belief import Belief
 from bandit.objective import Balanced, Cost, Quality, QualityUnderBudget
+from bandit.quality import Prediction
 
 PATIENT = settings(deadline=None)  # no test fails for time
 QUALITY = np.array([[0.5, 0.8, 0.9], [0.7, 0.6, 0.9]])  # (M=2, K=3)
@@ -102,3 +107,62 @@ def test_under_any_allowance_there_is_an_arm_to_call(case, allowance):
     chosen = int(np.argmax(utility))
     assert np.isfinite(utility[chosen])
     assert cost_usd[chosen] <= max(allowance, cost_usd.min())
+
+
+def belief_of(mean, covariance, *, cost_usd=None, typical=None):
+    """In arms a, b, c ..."""
+    mean = np.array(mean)
+    K = len(mean)
+    return Belief(
+        arms=[Arm(name, 1.0, 1.0) for name in "abcdefgh"[:K]],
+        quality=Prediction(mean, np.array(covariance)),
+        cost_usd=np.arange(1.0, K + 1) if cost_usd is None else np.array(cost_usd),
+        typical=mean if typical is None else np.array(typical),
+        noise_variance=0.1,
+        ratings=np.ones(K),
+    )
+
+
+def test_the_baseline_is_the_reference_and_without_it_the_best_over_all_traffic():
+    belief = belief_of([0.9, 0.5, 0.6], np.eye(3), typical=[0.2, 0.3, 0.8])
+    assert Cost(0.1, "b").reference(belief) == 1
+    assert Cost(0.1).reference(belief) == 2
+    assert Cost(0.1, "gone").reference(belief) == 2
+    assert Quality().reference(belief) == Balanced(1.0).reference(belief) == 0
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
+def test_with_confidence_those_are_preferred_of_which_the_normal_distribution_is_so_sure(confidence):
+    mean, C = np.array([0.7, 0.72, 0.5, 0.69]), np.full((4, 4), 0.02) + np.diag([0.001, 0.01, 0.001, 1e-6])
+    preferred = Cost(0.1, "b", confidence).preferred(belief_of(mean, C))
+    for k in range(4):
+        sd = np.sqrt(C[k, k] + C[1, 1] - 2 * C[k, 1])
+        sure = k == 1 or stats.norm.sf(mean[1] - 0.1, mean[k], sd) >= confidence
+        assert preferred[k] == sure
+    assert preferred.tolist()[1:3] == [True, False]
+
+
+@PATIENT
+@given(seed=st.integers(0, 10**6), K=st.integers(1, 8), confidence=st.floats(0.01, 0.999))
+def test_the_baseline_is_always_preferred_and_more_confidence_prefers_no_more(seed, K, confidence):
+    rng = np.random.default_rng(seed)
+    A = rng.normal(0, 0.1, (K, K))
+    belief = belief_of(rng.uniform(size=K), A @ A.T)
+    objective = Cost(0.05, "a", confidence)
+    preferred, surer = objective.preferred(belief), Cost(0.05, "a", (1 + confidence) / 2).preferred(belief)
+    assert preferred[0]
+    assert (surer <= preferred).all()
+    assert objective.allowed(belief).all()
+    assert Cost(0.05, "a").preferred(belief).all()
+
+
+def test_with_confidence_the_cheapest_of_the_preferred_wins():
+    utility = Cost(0.1, "a", 0.9).utility(QUALITY, COST_USD, 0)
+    np.testing.assert_array_equal(utility, [-COST_USD, -COST_USD])
+
+
+def test_under_a_budget_what_is_not_affordable_is_not_allowed_even_to_explore():
+    belief = belief_of([0.5, 0.6, 0.7], np.eye(3), cost_usd=[0.3, 0.1, 0.5])
+    for allowance, affordable in ((0.3, [1, 1, 0]), (0.0, [0, 1, 0]), (1.0, [1, 1, 1])):
+        objective = QualityUnderBudget(0.2, 0.1, allowance)
+        assert objective.allowed(belief).tolist() == objective.preferred(belief).tolist() == affordable

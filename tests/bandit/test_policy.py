@@ -362,7 +362,7 @@ def test_regret_flattens_and_is_far_below_uniforms(policy, steepest):
 @pytest.mark.usefixtures("one_thread")
 def test_features_without_signal_do_no_harm():
     """The last third of the stream earns what the best single arm earns, within the noise of that third's mean."""
-    T = 3000
+    T = 8000
     gaps = []
     for seed in range(4):
         problem = Problem(seed, T, signal=0.0)

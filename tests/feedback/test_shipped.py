@@ -1,0 +1,52 @@
+"""The prior in the package fits the features in the package, and says what it was made from."""
+
+import numpy as np
+import pytest
+
+from bandit.arms import Arm
+from bandit.features import DIMENSION, TAG
+from bandit.quality import SharedBaseline
+from feedback import shipped
+from feedback.shipped import shipped_prior
+
+
+@pytest.fixture(autouse=True)
+def read_anew():
+    shipped_prior.cache_clear()
+    yield
+    shipped_prior.cache_clear()
+
+
+def test_the_shipped_prior_is_for_these_features_and_names_its_sources():
+    prior = shipped_prior()
+    assert prior.features == TAG
+    assert len(prior.mean) == DIMENSION
+    assert prior.provenance["command"] == "python -m simulations fit-prior"
+    assert all(source["prompts"] > 0 and source["models"] > 1 for source in prior.provenance["sources"])
+    assert prior.known
+    assert all(0 < known.sd < 1 and -1 < known.level < 1 for known in prior.known.values())
+
+
+def test_a_fresh_route_believes_probabilities_and_the_dear_model_better():
+    arms = (Arm("unknown-cheap", 0.1, 0.4), Arm("unknown-dear", 5.0, 15.0))
+    prior = shipped_prior()
+    mean = (
+        SharedBaseline(prior, arms).fit({}, DIMENSION).predict(prior.typical_x, [a.name for a in arms]).mean
+    )
+    assert 0 < mean[0] < mean[1] < 1
+
+
+def test_a_task_says_nothing_before_the_first_rating():
+    """A bucket means another task on every route."""
+    prior = shipped_prior()
+    assert not prior.mean[-32:].any()
+    assert not prior.price_slope[-32:].any()
+    assert np.isfinite(prior.arm_variance).all()
+
+
+def test_a_prior_of_other_features_is_refused_and_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(shipped, "TAG", b"other")
+    with pytest.raises(
+        ValueError, match=f"was fitted for features {TAG.hex()}, .* run python -m simulations fit-prior again"
+    ):
+        shipped_prior()
