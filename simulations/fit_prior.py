@@ -35,6 +35,7 @@ KNOWN_SD_MIN: Final = 0.1  # points / 100: a known model may surprise by so much
 NOISE_VARIANCE: Final = 0.2  # where a new route's noise starts: right or wrong at 0.28 or 0.72
 NOISE_WEIGHT: Final = 20.0
 LEAST_VARIANCE: Final = 1e-4
+LEAST_LEVEL_VARIANCE: Final = 1e-7  # levels that lie exactly on the price line leave none
 UNSEEN_VARIANCES: Final = (0.05, 0.05)  # shared and arm: of a feature that no source ever shows
 
 
@@ -243,7 +244,7 @@ def known_models(
     Z = np.array([[float(canonical(name) == other) for other in names] for _, name, _, _ in cells])
 
     def solved(log_variances: Floats) -> tuple[float, Floats, float, float]:
-        between, rest = np.exp(log_variances)
+        between, rest = np.maximum(np.exp(log_variances), LEAST_LEVEL_VARIANCE)
         V_inverse = np.linalg.inv(between * Z @ Z.T + rest * np.eye(len(y)))
         A = X.T @ V_inverse @ X
         left = y - X @ np.linalg.solve(A, X.T @ V_inverse @ y)

@@ -1,0 +1,57 @@
+"""The regression behind the table of words, on made-up embeddings: what it recovers and what it cannot."""
+
+import numpy as np
+import pytest
+
+from simulations.fit_words import fitted, mean_counts, principal
+
+
+def test_principal_components_are_centred_uncorrelated_and_of_unit_variance():
+    rng = np.random.default_rng(0)
+    vectors = (
+        3
+        + rng.normal(size=(400, 2)) @ rng.normal(size=(2, 20)) * [5.0] * 1
+        + 0.01 * rng.normal(size=(400, 20))
+    )
+    components = principal(vectors, 2)
+    np.testing.assert_allclose(components.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(components.T @ components / 400, np.eye(2), atol=1e-9)
+    centred = vectors - vectors.mean(axis=0)
+    left = centred - components @ np.linalg.lstsq(components, centred, rcond=None)[0]
+    assert (left**2).sum() < 1e-3 * (centred**2).sum()  # two dimensions held all there was
+
+
+def test_shares_of_words_sum_to_one_and_a_text_without_words_has_none():
+    counts = mean_counts([[0, 2, 2, 1], [], [4]], 5)
+    np.testing.assert_allclose(
+        counts.toarray(), [[0.25, 0.25, 0.5, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]]
+    )
+
+
+def test_the_table_reproduces_embeddings_that_are_means_of_words():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=(30, 3))
+    texts = [rng.integers(0, 30, rng.integers(3, 20)).tolist() for _ in range(3000)]
+    counts = mean_counts(texts, 30)
+    directions = counts @ truth + 0.7
+    table, offset = fitted(counts, directions)
+    assert table.shape == (30, 3)
+    left = directions - (counts @ table + offset)
+    assert (left**2).mean() < 0.01 * directions.var(axis=0).mean()
+
+
+def test_it_is_ridge_regression():
+    rng = np.random.default_rng(2)
+    counts = mean_counts([rng.integers(0, 8, 6).tolist() for _ in range(50)], 8)
+    directions = rng.normal(size=(50, 2))
+    table, offset = fitted(counts, directions)
+    C = counts.toarray()
+    expected = np.linalg.solve(C.T @ C + 0.3**2 * np.eye(8), C.T @ (directions - directions.mean(axis=0)))
+    np.testing.assert_allclose(table, expected, atol=1e-5)
+    assert offset == pytest.approx(directions.mean(axis=0))
+
+
+def test_a_word_that_no_text_holds_points_nowhere():
+    counts = mean_counts([[0, 1], [1, 2], [2, 0]] * 5, 4)
+    table, _ = fitted(counts, np.random.default_rng(3).normal(size=(15, 2)))
+    assert np.abs(table[3]).max() < 1e-12
