@@ -13,7 +13,7 @@ was not called for long is trusted no more than a new one, and is tried again.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import reduce
 from operator import add
 from typing import Final
@@ -82,6 +82,22 @@ class LatencyStatistics:
         at = max(self.at, other.at)
         one, two = self.as_of(at), other.as_of(at)
         return LatencyStatistics(one.first_byte + two.first_byte, one.per_token + two.per_token, at)
+
+    def numbers(self) -> list[float]:
+        """All of it, as `of_numbers` takes it."""
+        return [*astuple(self.first_byte), *astuple(self.per_token), self.at]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[float]) -> "LatencyStatistics":
+        """Raises ValueError unless they are seven finite numbers, with counts and time no less than 0."""
+        if (
+            len(numbers) != 7
+            or not all(map(math.isfinite, numbers))
+            or min(numbers[0], numbers[3], numbers[6]) < 0
+        ):
+            raise ValueError(f"an arm's latency is seven finite numbers, not {numbers!r}")
+        values = [float(number) for number in numbers]
+        return cls(LogTimes(*values[:3]), LogTimes(*values[3:6]), values[6])
 
     def as_of(self, at: float) -> "LatencyStatistics":
         """The same calls as they count at a time that is no earlier."""
