@@ -7,6 +7,7 @@ import pytest
 
 from bandit.quality import SharedBaseline
 from bandit.statistics import CallStatistics
+from feedback.events import Called, encode_called
 from feedback.learning import Identity, Learning
 from feedback.memory_store import MemoryStore
 from feedback.spool import Spool
@@ -72,7 +73,7 @@ async def test_a_store_that_takes_no_more_decisions_is_still_read(tmp_path: Path
     await full.start()
     sick = full.routes["t.sick"]
     sick.recorder.decided("rt-x", b"record")
-    await sick.log.append(b"\x03" + b'["another",0,{"arm":[4]}]')
+    await sick.log.append(encode_called(Called("another", 0, {"arm": CallStatistics(calls=4)})))
     with pytest.raises(StoreError, match="OOM"):
         await full.tick()
     assert sick.replica.state.calls["arm"].calls == 4
