@@ -79,7 +79,8 @@ def _tokens_out(seen: CallStatistics, pooled: CallStatistics) -> float:
 
 
 def _tokens_in_ratio(seen: CallStatistics, pooled: CallStatistics) -> float:
-    prior = PSEUDO_CALLS * (pooled.tokens_in_estimated / pooled.calls if pooled.calls else 1.0)
+    estimate = pooled.tokens_in_estimated / pooled.calls if pooled.calls else 0.0
+    prior = PSEUDO_CALLS * (estimate or 1.0)  # where all prompts were empty the ratio is still one of numbers
     return (seen.tokens_in + prior) / (seen.tokens_in_estimated + prior)
 
 

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from bandit.belief import Belief
+from bandit.newcomers import Newcomers
 from bandit.noise import NORMALS_MAX, Noise
 from bandit.objective import Mask, Objective
 from bandit.types import Vector
@@ -36,8 +37,9 @@ class Thompson:
 
     scale, first_scale: factors on the posterior's spread after many ratings and before the first. Between them the factor
     falls as 1 / sqrt(1 + n / RATINGS_TO_SETTLE), n ratings of the candidates: what is learned early serves for long. Well
-    below 1 in the end: on recorded outcomes that explores enough (BENCHMARKS.md has the table). floor: total probability spread over all candidates that the objective allows (`spread_floor`), so
-    that every logged propensity is above zero and off-policy evaluation is possible.
+    below 1 in the end: on recorded outcomes that explores enough (BENCHMARKS.md has the table). floor: total probability
+    spread over all candidates that the objective allows (`spread_floor`), so that every logged propensity is above zero
+    and off-policy evaluation is possible. newcomers: what arms with few ratings may take beyond that; None: nothing.
     """
 
     objective: Objective
@@ -45,11 +47,13 @@ class Thompson:
     first_scale: float = 0.7
     floor: float = 0.01
     draws: int = 64
+    newcomers: Newcomers | None = None
 
     def probabilities(self, belief: Belief, noise: Noise) -> Vector:
         K, objective = len(belief.arms), self.objective
         count = min(self.draws, NORMALS_MAX // K)  # M; fewer with hundreds of arms
-        quality = belief.quality.draws(noise.normals(count * K), scale=self.spread(belief))  # (M, K)
+        normals = noise.normals(count * K)
+        quality = belief.quality.draws(normals, scale=self.spread(belief))  # (M, K)
         utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
         preferred = objective.preferred(belief)
         if not preferred.all():
@@ -57,7 +61,9 @@ class Thompson:
         wins = np.bincount(utility.argmax(axis=1), minlength=K)
         greedy = wins * ((1.0 - self.floor) / count)
         shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
-        return shares
+        if self.newcomers is None:
+            return shares
+        return self.newcomers.welcomed(shares, belief, objective, normals)
 
     def spread(self, belief: Belief) -> float:
         """The factor on the posterior's spread at this decision."""

@@ -19,11 +19,12 @@ kind u8 | JSON.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
+from bandit.latency import LatencyStatistics
 from bandit.statistics import CallStatistics
 from feedback.records import DECIDED_AT_MAX, HEAD, DecisionPrefix, MalformedError
 from feedback.store import Position, position
@@ -76,11 +77,15 @@ class Charged:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """Sums over a worker's calls since its last event; (worker, sequence) makes appending it twice harmless."""
+    """Sums over a worker's calls since its last event; (worker, sequence) makes appending it twice harmless.
+
+    calls: arm -> what its calls took. latencies: arm -> how long they took, each as of its last call.
+    """
 
     worker: str
     sequence: int
     calls: Mapping[str, CallStatistics]
+    latencies: Mapping[str, LatencyStatistics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,8 @@ Event = Rated | Withdrawn | Charged | Called | Reset | JudgeDrift
 
 def encode_called(event: Called) -> bytes:
     arms = {name: statistics.numbers() for name, statistics in event.calls.items()}
-    return bytes([CALLED]) + orjson.dumps([event.worker, event.sequence, arms])
+    latencies = {name: statistics.numbers() for name, statistics in event.latencies.items()}
+    return bytes([CALLED]) + orjson.dumps([event.worker, event.sequence, arms, latencies])
 
 
 def encode_reset(event: Reset | JudgeDrift) -> bytes:
@@ -210,9 +216,11 @@ def _is_between(value: Any, upper: float) -> bool:
 
 def _decode_called(data: bytes) -> Called:
     try:
-        worker, sequence, arms = orjson.loads(data)
+        worker, sequence, arms, *more = orjson.loads(data)
+        (latencies,) = more or ({},)  # an earlier version told none
         calls = {str(name): _calls(numbers) for name, numbers in arms.items()}
-        return Called(str(worker), _count(sequence), calls)
+        times = {str(name): _latency(numbers) for name, numbers in latencies.items()}
+        return Called(str(worker), _count(sequence), calls, times)
     except (orjson.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
         raise MalformedError("a worker's sums are not of the form that this version writes") from error
 
@@ -223,6 +231,13 @@ def _calls(numbers: list[int]) -> CallStatistics:
     if min(calls.counts()) < 0:
         raise ValueError(numbers)
     return calls
+
+
+def _latency(numbers: list[float]) -> LatencyStatistics:
+    latency = LatencyStatistics.of_numbers(numbers)
+    if latency.at > DECIDED_AT_MAX:
+        raise ValueError(numbers)
+    return latency
 
 
 def _whole(value: Any) -> int:

@@ -193,7 +193,10 @@ def _called(state: State, event: Called) -> State | None:
     state = replace(state, workers=workers)
     for arm, calls in event.calls.items():
         state = _with_calls(state, arm, calls)
-    return state
+    latencies = dict(state.latencies)
+    for arm, times in event.latencies.items():
+        latencies[arm] = latencies[arm] + times if arm in latencies else times
+    return replace(state, latencies=latencies)
 
 
 def _with_calls(state: State, arm: str, more: CallStatistics) -> State:

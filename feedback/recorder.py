@@ -9,6 +9,7 @@ from collections import OrderedDict
 from itertools import islice
 from typing import Final
 
+from bandit.latency import LatencyStatistics
 from bandit.statistics import CallStatistics
 from feedback.events import Called, encode_called
 from feedback.store import Log, StoreError
@@ -27,6 +28,7 @@ class Recorder:
         self._unwritten: OrderedDict[str, bytes] = OrderedDict()
         self._written: OrderedDict[str, bytes] = OrderedDict()
         self._calls: dict[str, CallStatistics] = {}
+        self._latencies: dict[str, LatencyStatistics] = {}
         self._sequence = 0
         self._beacon = -1  # the last that the store answered for
         self._attempts = (
@@ -45,8 +47,11 @@ class Recorder:
             self._unwritten.popitem(last=False)
             self.dropped += 1
 
-    def called(self, arm: str, calls: CallStatistics) -> None:
+    def called(self, arm: str, calls: CallStatistics, latency: LatencyStatistics | None = None) -> None:
         self._calls[arm] = self._calls.get(arm, CallStatistics()) + calls
+        if latency is not None:
+            before = self._latencies.get(arm)
+            self._latencies[arm] = latency if before is None else before + latency
 
     def record_of(self, decision_id: str) -> bytes | None:
         """The decision's record, where this process still holds it."""
@@ -92,8 +97,8 @@ class Recorder:
 
     async def _flush_calls(self) -> None:
         if self._sending is None and self._calls:
-            self._sending = Called(self._worker, self._sequence, self._calls)
-            self._sequence, self._calls = self._sequence + 1, {}
+            self._sending = Called(self._worker, self._sequence, self._calls, self._latencies)
+            self._sequence, self._calls, self._latencies = self._sequence + 1, {}, {}
         if self._sending is not None:
             appended = await self._log.append(encode_called(self._sending))
             if appended is not None:  # a store without a log waits for a replica to seed it

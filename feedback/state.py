@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from bandit.drift import Detector
+from bandit.latency import LatencyStatistics
 from bandit.posterior import Posterior
 from bandit.quality import QualityModel
 from bandit.statistics import CallStatistics, RatingStatistics
@@ -45,7 +46,7 @@ class State:
     """features, d: tag and length of the vectors that may be folded in. epoch: k0, None before the first rating.
 
     as_of: the newest decision time seen (Unix seconds). ratings: (arm, source) -> sums with weights relative to the
-    epoch. calls: arm -> sums. workers: worker -> its last sequence number. skipped: entries that were no event of this
+    epoch. calls: arm -> sums. latencies: arm -> sums as of its last call. workers: worker -> its last sequence number. skipped: entries that were no event of this
     version. cursor: token of the last entry folded. rated: ratings so far, each counted when it was first given.
     detectors: (arm, source) -> what its ratings say of drift; alarms: those without an answer; cuts: resets so far.
     entry_prices: arm -> USD per million tokens out when it was first rated, for that is what a prior may read of it.
@@ -60,6 +61,7 @@ class State:
     as_of: float = 0.0
     ratings: Mapping[ArmSource, RatingStatistics] = field(default_factory=lambda: _EMPTY)
     calls: Mapping[str, CallStatistics] = field(default_factory=lambda: _EMPTY)
+    latencies: Mapping[str, LatencyStatistics] = field(default_factory=lambda: _EMPTY)
     workers: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
     rated: int = 0
     detectors: Mapping[ArmSource, Detector] = field(default_factory=lambda: _EMPTY)
@@ -113,6 +115,7 @@ class State:
             "as_of": self.as_of,
             "ratings": list(self.ratings),
             "calls": {arm: s.numbers() for arm, s in self.calls.items()},
+            "latencies": {arm: s.numbers() for arm, s in self.latencies.items()},
             "workers": dict(self.workers),
             "rated": self.rated,
             "detectors": [[*key, *astuple(detector)] for key, detector in self.detectors.items()],
@@ -153,6 +156,9 @@ class State:
             as_of=float(header["as_of"]),
             ratings={key: _unpack(row, d) for key, row in zip(keys, rows, strict=True)},
             calls={arm: CallStatistics.of_numbers(numbers) for arm, numbers in header["calls"].items()},
+            latencies={
+                arm: LatencyStatistics.of_numbers(n) for arm, n in header.get("latencies", {}).items()
+            },
             workers={str(worker): int(sequence) for worker, sequence in header["workers"].items()},
             rated=int(header["rated"]),
             detectors={(str(arm), str(source)): _detector(*v) for arm, source, *v in header["detectors"]},

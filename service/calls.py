@@ -13,6 +13,7 @@ from typing import Final
 import orjson
 
 from bandit.decide import Decision
+from bandit.latency import LatencyStatistics
 from bandit.lengths import length_sums
 from bandit.statistics import CallStatistics
 from service.config import Deployment, Model, UpstreamSettings
@@ -257,7 +258,13 @@ class Calls:
                 tokens_out=usage.tokens_out,
                 lengths=length_sums(attempt.decision.context.x, usage.tokens_out),
             )
-        attempt.route.learned.recorder.called(attempt.decision.arm.name, timed)
+        latency = LatencyStatistics.of_call(
+            first_byte_s=1e-6 * timed.first_byte_us,
+            latency_s=1e-6 * timed.latency_us,
+            tokens_out=usage.tokens_out,
+            at=self._shell.now(),
+        )
+        attempt.route.learned.recorder.called(attempt.decision.arm.name, timed, latency)
         self._settle(call, "answered")
 
     def _failed(self, call: Call, failed: FailedError) -> None:

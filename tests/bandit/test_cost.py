@@ -199,3 +199,8 @@ def test_costs_come_in_the_order_of_the_arms():
     there, back = model.expected_usd([ARM, FREE], NEEDS), model.expected_usd([FREE, ARM], NEEDS)
     assert there.tolist() == back[::-1].tolist()
     assert there[1] == 0 < there[0]
+
+
+def test_calls_whose_prompts_were_all_estimated_as_empty_still_have_a_cost():
+    empty = {"a": CallStatistics(calls=4, tokens_out=900)}
+    assert expected(ARM, empty) > 0

@@ -1,13 +1,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
 import pytest
 
+from bandit.latency import LatencyStatistics
 from bandit.statistics import CallStatistics
-from feedback.events import Called, decode
+from feedback.events import CALLED, Called, decode, encode_called
 from feedback.learn import fold
 from feedback.memory_store import MemoryLog
 from feedback.recorder import BATCH, DECISIONS_KEPT, Recorder
+from feedback.records import MalformedError
 from feedback.state import START, State
 from feedback.store import Log, StoreError
 
@@ -185,3 +188,50 @@ async def test_workers_count_side_by_side(log: MemoryLog) -> None:
         recorder.called("small", CALL)
         await recorder.flush()
     assert (await called(log))["small"].calls == 6
+
+
+def test_how_long_calls_took_is_folded_once_as_the_sum_of_its_calls() -> None:
+    """A later call of the same worker is added to what is known by then, by age."""
+    one = LatencyStatistics.of_call(first_byte_s=0.5, latency_s=2.5, tokens_out=100, at=1000.0)
+    two = LatencyStatistics.of_call(first_byte_s=1.5, latency_s=2.5, tokens_out=10, at=1300.0)
+    events = [
+        Called("w", 0, {}, {"small": one}),
+        Called("w", 1, {}, {"small": two}),
+        Called("w", 1, {}, {"small": two}),
+    ]
+    state = State(b"features", 2)
+    for n, event in enumerate(events):
+        state = fold(state, f"{n}-1:", encode_called(event))
+    assert state.latencies["small"] == one + two
+    assert state.skipped == 1
+    back = State.from_bytes(state.to_bytes())
+    assert dict(back.latencies) == dict(state.latencies)
+
+
+async def test_the_recorder_tells_how_long_calls_took_once(log: MemoryLog) -> None:
+    took = LatencyStatistics.of_call(first_byte_s=0.5, latency_s=2.5, tokens_out=100, at=1000.0)
+    recorder = Recorder(log, worker="w")
+    recorder.called("small", CALL, took)
+    recorder.called("small", CALL, took)
+    await recorder.flush()
+    recorder.called("large", CALL)
+    await recorder.flush()
+    told = [decode(entry.data) for entry in (await log.read(START, 10)).entries]
+    assert told == [
+        Called("w", 0, {"small": CALL + CALL}, {"small": took + took}),
+        Called("w", 1, {"large": CALL}),
+    ]
+
+
+def test_an_event_of_a_version_that_told_no_times_is_still_read() -> None:
+    told = bytes([CALLED]) + orjson.dumps(["w", 3, {"small": CALL.numbers()}])
+    assert decode(told) == Called("w", 3, {"small": CALL})
+
+
+@pytest.mark.parametrize(
+    "numbers", [[], [1.0] * 6, [-1.0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 1e300], ["1"] * 7, None]
+)
+def test_times_that_no_calls_can_have_are_refused(numbers: Any) -> None:
+    told = bytes([CALLED]) + orjson.dumps(["w", 0, {}, {"small": numbers}])
+    with pytest.raises(MalformedError, match="a worker's sums"):
+        decode(told)

@@ -230,7 +230,9 @@ async def test_tokens_of_the_call_are_learned(gateway):
     assert (calls.calls, calls.tokens_in, calls.tokens_out, calls.timed) == (1, 7, 11, 1)
     assert calls.latency_us > 0
     await gateway.learning.tick()
-    assert gateway.learning.routes["default.auto"].replica.state.calls[model] == calls
+    state = gateway.learning.routes["default.auto"].replica.state
+    assert state.calls[model] == calls
+    assert state.latencies[model].first_byte.n == 1
 
 
 async def test_usage_without_numbers_is_timed_but_not_counted(gateway):
