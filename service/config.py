@@ -11,6 +11,7 @@
 Secrets stand in the environment; the file names their variables. No secret appears in a `repr` or an error.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Final, Literal
 from pydantic import ValidationError
 
 from bandit.arms import Arm
+from bandit.newcomers import Newcomers
 from service.config_problems import ConfigError, problems_of
 from service.config_shape import (
     AdminEntry,
@@ -27,6 +29,7 @@ from service.config_shape import (
     FileEntry,
     KeyEntry,
     ModelEntry,
+    NewcomersEntry,
     RouteEntry,
     RuleEntry,
     StoreEntry,
@@ -149,6 +152,14 @@ class Ramp:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyLimit:
+    """An answer's last byte should be there within `limit_s` with this probability; slower models are left out."""
+
+    limit_s: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A named set of models with a way to choose between them: what a client sends as `model`.
 
@@ -168,6 +179,8 @@ class Route:
     confidence: for "cost": only models that are above the floor with this probability, 0.5 to 1, are chosen; default: none,
         posterior draws decide, which explores.
     prior: what is believed of models before the first rating: "shipped" (default) or "none".
+    latency: leave out models that are too likely to be late; the likeliest to be in time always stays. Default: none.
+    newcomers: an allowance for trying models that are new beside others (bandit.newcomers). Default: none.
     ramp: send only a share of the requests where the strategy says, the others to a baseline; share 0 is shadow.
     sticky_sessions: a conversation stays with its model unless the gain beats the price of a lost prompt cache, default
         true; acts where a model's cached tokens are cheaper, with strategy "bandit".
@@ -189,6 +202,8 @@ class Route:
     baseline: str | None = None
     confidence: float | None = None
     prior: PriorName = "shipped"
+    latency: LatencyLimit | None = None
+    newcomers: Newcomers | None = None
     ramp: Ramp | None = None
 
 
@@ -419,8 +434,15 @@ def _route(name: str, entry: RouteEntry) -> Route:
         baseline=entry.baseline,
         confidence=entry.confidence,
         prior=entry.prior,
+        latency=None if entry.latency is None else LatencyLimit(**entry.latency.model_dump()),
+        newcomers=None if entry.newcomers is None else _newcomers(entry.newcomers),
         ramp=None if entry.ramp is None else Ramp(entry.ramp.baseline, entry.ramp.share),
     )
+
+
+def _newcomers(entry: NewcomersEntry) -> Newcomers:
+    limit = math.inf if entry.usd_per_request is None else entry.usd_per_request
+    return Newcomers(entry.ratings, entry.share, limit)
 
 
 def _rule(number: int, entry: RuleEntry) -> Rule:

@@ -342,6 +342,17 @@ class RampEntry(_Section):
     share: Share
 
 
+class LatencyEntry(_Section):
+    limit_s: Timeout
+    confidence: float = Field(default=0.9, gt=0, lt=1)
+
+
+class NewcomersEntry(_Section):
+    ratings: float = Field(default=15.0, ge=1, le=10_000)
+    share: float = Field(default=0.02, gt=0, le=0.5)
+    usd_per_request: Annotated[float, Field(gt=0, le=1e6)] | None = None
+
+
 class RouteEntry(_Section):
     models: Annotated[list[ModelName], Field(min_length=1), AfterValidator(_distinct)]
     strategy: Literal["bandit", "fixed", "uniform", "cascade"] = "bandit"
@@ -357,6 +368,8 @@ class RouteEntry(_Section):
     baseline: Annotated[ModelName | None, AfterValidator(_baseline_of_this_route)] = None
     confidence: Annotated[Annotated[float, Field(gt=0.5, lt=1)] | None, AfterValidator(_confidence)] = None
     prior: Literal["shipped", "none"] = "shipped"
+    latency: LatencyEntry | None = None
+    newcomers: NewcomersEntry | None = None
     ramp: Annotated[RampEntry | None, AfterValidator(_ramp_of_this_route)] = None
     rules: Annotated[list[RuleEntry], AfterValidator(_rules_of_this_route)] = Field(default_factory=list)
     cascade: Annotated[

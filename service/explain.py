@@ -31,6 +31,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "unavailable": "it had no key here, or had failed in this request before",
         "busy": "it took no more requests at that moment",
         "resting": "it was given a rest after failures",
+        "latency": "it was too likely to be late",
         "session": "the conversation stayed with the model that holds its cache",
         "cascade": "its answer in this request was not good enough",
     }

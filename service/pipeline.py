@@ -17,6 +17,7 @@ import numpy as np
 from bandit.arms import Arm, Exclusion, eligible
 from bandit.decide import Decision, decide
 from bandit.features import context_of
+from bandit.latency import LatencyModel, in_time
 from bandit.policy import Policy, objective_of
 from bandit.types import Context
 from feedback.records import encode_record, prefix_of
@@ -219,8 +220,24 @@ class Pipeline:
         if faults:
             excluded += tuple(Exclusion(name, fault, REASONS[fault]) for name, fault in faults.items())
             able = tuple(arm for arm in able if arm.name not in faults)
+        able, late = self._in_time(request, able)
+        excluded += late
         held = self._held(request)
         return self._kept(request, able, excluded, held) if held else (able, excluded)
+
+    def _in_time(
+        self, request: _Request, able: tuple[Arm, ...]
+    ) -> tuple[tuple[Arm, ...], tuple[Exclusion, ...]]:
+        """Without those that are too likely to be late, where the route has a limit."""
+        limit = request.route.configured.latency if request.route.configured else None
+        if limit is None or len(able) < 2:
+            return able, ()
+        replica, needs = request.route.learned.replica, request.context.needs
+        model = LatencyModel.fit(replica.state.latencies, now=self._shell.now())
+        tokens_out = np.array([replica.posterior.cost.tokens_out(arm.name) for arm in able])
+        tokens_out = tokens_out.clip(max=needs.max_tokens_out or np.inf)
+        late = model.late([arm.name for arm in able], tokens_out, limit.limit_s)
+        return in_time(able, late, limit_s=limit.limit_s, confidence=limit.confidence)
 
     def _held(self, request: _Request) -> Held | None:
         key = request.conversation.continued if request.conversation else None

@@ -162,7 +162,7 @@ def _strategy(route: Route) -> Policy:
         case "uniform":
             return Uniform()
         case _:
-            return Thompson(_objective(route), floor=route.exploration_floor)
+            return Thompson(_objective(route), floor=route.exploration_floor, newcomers=route.newcomers)
 
 
 def _objective(route: Route) -> Objective:
