@@ -313,6 +313,7 @@ def _calls(server: Any, scope: str) -> int:
     return sum(fields[b"e"][:1] != bytes([RATED]) for _, fields in entries)
 
 
+@pytest.mark.soak
 async def test_a_cluster_moves_slots_fails_over_and_freezes_under_load(cluster: Any, tmp_path: Path) -> None:
     async with fleet(cluster.url, tmp_path, scopes=4) as running:
         load = asyncio.create_task(running.load(seconds=9.0, pause_s=0.02))
@@ -443,6 +444,7 @@ async def test_the_documented_permissions_are_enough(server_of: ServerOf, tmp_pa
 ACL = "~lr:* +@read +@write +@scripting +@connection -@dangerous +info +time"
 
 
+@pytest.mark.soak
 async def test_a_node_of_a_cluster_is_refused_as_a_single_server(cluster: Any) -> None:
     assert "begin the URL with redis+cluster://" in await _refusal(cluster.nodes[0].url)
     assert await _refusal(cluster.url) == "fit"
