@@ -30,6 +30,9 @@ from feedback.redis_store import TIMEOUT_S, RedisStore
 from feedback.spool import Spool
 from feedback.store import Answer
 
+# Minutes of servers killed, frozen and cut off, of which some have hung on a busy machine: `make soak` runs them.
+pytestmark = pytest.mark.soak
+
 SECRET = b"a secret of thirty-two bytes, at least"
 WINDOW_S = 3600.0
 SETTLED_WITHIN_S = 30.0
@@ -327,7 +330,6 @@ def _calls(server: Any, scope: str) -> int:
     return sum(fields[b"e"][:1] != bytes([RATED]) for _, fields in entries)
 
 
-@pytest.mark.soak
 async def test_a_cluster_moves_slots_fails_over_and_freezes_under_load(cluster: Any, tmp_path: Path) -> None:
     async with fleet(cluster.url, tmp_path, scopes=4) as running:
         load = asyncio.create_task(running.load(seconds=9.0, pause_s=0.02))
@@ -458,7 +460,6 @@ async def test_the_documented_permissions_are_enough(server_of: ServerOf, tmp_pa
 ACL = "~lr:* +@read +@write +@scripting +@connection -@dangerous +info +time"
 
 
-@pytest.mark.soak
 async def test_a_node_of_a_cluster_is_refused_as_a_single_server(cluster: Any) -> None:
     assert "begin the URL with redis+cluster://" in await _refusal(cluster.nodes[0].url)
     assert await _refusal(cluster.url) == "fit"
@@ -479,7 +480,6 @@ async def test_what_speaks_another_protocol_is_said_so() -> None:
 # ---- what takes minutes
 
 
-@pytest.mark.soak
 async def test_a_store_frozen_for_thirty_seconds_under_load(
     server_of: ServerOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

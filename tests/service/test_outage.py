@@ -58,7 +58,8 @@ def test_clients_see_no_error_and_what_is_known_of_quality_is_untouched(start_la
     assert state.calls["flaky"].failures > 0
     answered = Counter(response.json()["model"] for response in responses)
     rated = {arm: sums.n for arm, sums in state.ratings_per_arm().items()}
-    assert rated == pytest.approx(answered, rel=1e-3)  # those answers and nothing else
+    # those answers and nothing else; ratings are counted back to a grid of 1/256 of their half-life
+    assert rated == pytest.approx(answered, rel=4e-3)
     assert {round(sums.xr[0] / sums.n, 9) for sums in state.ratings_per_arm().values()} == {1.0}
 
 
