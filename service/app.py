@@ -205,6 +205,7 @@ def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
         "digest": state.digest(),
         "events": state.events,
         "skipped": state.skipped,
+        "rated": state.rated,
         "decisions_unwritten": route.recorder.waiting,
         "decisions_dropped": route.recorder.dropped,
         "arms": {
