@@ -14,6 +14,7 @@ from recorded outcomes; without one `QualityPrior.flat` knows nothing of any mod
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
@@ -87,15 +88,15 @@ class QualityPrior:
         return ArmPriors(means, 1.0 / variances)
 
     def to_json(self) -> str:
-        numbers = {name: [float(f"{v:.5g}") for v in getattr(self, name)] for name in _ARRAYS}
-        known = {name: [round(k.level, 4), round(k.sd, 4)] for name, k in sorted(self.known.items())}
+        numbers = {name: [_rounded(v) for v in getattr(self, name)] for name in _ARRAYS}
+        known = {name: [round(k.level, 4), _rounded(k.sd)] for name, k in sorted(self.known.items())}
         return (
             json.dumps(
                 {
                     "version": VERSION,
                     "provenance": dict(self.provenance),
                     "features": self.features.hex(),
-                    "noise_variance": round(self.noise_variance, 5),
+                    "noise_variance": _rounded(self.noise_variance),
                     "noise_weight": self.noise_weight,
                     "known": known,
                     **numbers,
@@ -104,6 +105,11 @@ class QualityPrior:
             )
             + "\n"
         )
+
+
+def _rounded(number: float) -> float:
+    """To five digits, however small: what is above 0 stays above 0."""
+    return float(f"{number:.5g}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +131,8 @@ def relative_log_prices(usd_per_mtok_out: Sequence[float]) -> Vector:
 
 
 _DATE: Final = re.compile(r"-(\d{8}|\d{4}-\d\d-\d\d|\d{3,4})(?=-|$)")
-_USUAL: Final = re.compile(r"-(instruct|chat|it|preview|latest|v\d(\.\d)?)(?=-|$)")
+# A version after such a word is of the weights; elsewhere it is a generation: llama-v2-70b, deepseek-v3.
+_USUAL: Final = re.compile(r"-((instruct|chat|it)(-v\d(\.\d)?)?|preview|latest)(?=-|$)")
 
 
 def canonical(model: str) -> str:
@@ -142,7 +149,7 @@ def prior_from_json(text: str) -> QualityPrior:
     """A prior file's content. Raises ValueError naming the field and what would be right."""
     try:
         given = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"prior: no JSON: {error}") from error
     if not isinstance(given, dict) or given.get("version") != VERSION:
         raise ValueError(f"prior: should be one JSON object of version {VERSION}, as fit-prior writes it")
@@ -155,24 +162,30 @@ def prior_from_json(text: str) -> QualityPrior:
             raise ValueError(f"prior: {name} should hold numbers above 0 only")
     try:
         features = bytes.fromhex(given["features"])
-        known = {str(name): KnownModel(*map(float, pair)) for name, pair in given["known"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"prior: features should be a tag in hexadecimal and known a map of name to [level, sd]: {error}"
-        ) from error
-    for name, model in known.items():
-        if not (math.isfinite(model.level) and 0 < model.sd < math.inf):
-            raise ValueError(
-                f"prior: known {name!r} should be [level, sd], numbers with sd above 0, not {model}"
-            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"prior: features should be a tag in hexadecimal: {error}") from error
     return QualityPrior(
         **arrays,
         noise_variance=_positive(given, "noise_variance"),
         noise_weight=_positive(given, "noise_weight"),
         features=features,
-        known=known,
-        provenance=given.get("provenance") or {},
+        known={name: _known(name, pair) for name, pair in _object("known", given.get("known")).items()},
+        provenance=_object("provenance", given.get("provenance", {})),
     )
+
+
+def _object(name: str, value: Any) -> Mapping[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"prior: {name} should be an object, not {value!r:.40}")
+
+
+def _known(name: str, pair: Any) -> KnownModel:
+    if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[1] > 0):
+        raise ValueError(
+            f"prior: known {name!r} should be [level, sd], numbers with sd above 0, not {pair!r:.40}"
+        )
+    return KnownModel(float(pair[0]), float(pair[1]))
 
 
 def _array(given: Mapping[str, Any], name: str) -> Vector:
@@ -190,4 +203,5 @@ def _positive(given: Mapping[str, Any], name: str) -> float:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite float, or an integer that is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -93,6 +93,7 @@ def test_what_the_operator_expects_holds_at_a_usual_request_with_its_weight(qual
         ("mistralai/mixtral-8x7b-instruct-v0.1", "mixtral-8x7b"),
         ("open-mixtral-8x7b", "mixtral-8x7b"),
         ("gemini-1.5-pro-latest", "gemini-1.5-pro"),
+        ("deepseek-ai/DeepSeek-V3", "deepseek-v3"),
         ("", ""),
     ],
 )
@@ -101,7 +102,14 @@ def test_a_models_many_names_are_one(name, expected):
 
 
 @pytest.mark.parametrize(
-    "pair", [("gpt-4", "gpt-4o"), ("llama-3-8b", "llama-3-70b"), ("gpt-4o", "gpt-4o-mini")]
+    "pair",
+    [
+        ("gpt-4", "gpt-4o"),
+        ("llama-3-8b", "llama-3-70b"),
+        ("gpt-4o", "gpt-4o-mini"),
+        ("deepseek-v2", "deepseek-v3"),
+        ("accounts/fireworks/models/llama-v2-70b-chat", "accounts/fireworks/models/llama-v3-70b-instruct"),
+    ],
 )
 def test_models_that_differ_keep_different_names(pair):
     assert canonical(pair[0]) != canonical(pair[1])
@@ -128,6 +136,66 @@ def test_a_prior_file_is_read_back_as_it_was_written():
     assert again.to_json() == PRIOR.to_json()
 
 
+positive = st.floats(1e-9, 1e9)
+
+
+@st.composite
+def priors(draw):
+    d = draw(st.integers(1, 5))
+
+    def vector(numbers):
+        return np.array(draw(st.lists(numbers, min_size=d, max_size=d)))
+
+    finite = st.floats(-1e9, 1e9)
+    return QualityPrior(
+        mean=vector(finite),
+        price_slope=vector(finite),
+        shared_variance=vector(positive),
+        arm_variance=vector(positive),
+        typical_x=vector(finite),
+        noise_variance=draw(positive),
+        noise_weight=draw(positive),
+        features=draw(st.binary(max_size=9)),
+        known=draw(st.dictionaries(st.text(), st.builds(KnownModel, st.floats(-1, 1), positive), max_size=3)),
+        provenance=draw(st.dictionaries(st.text(), st.text() | st.integers(), max_size=2)),
+    )
+
+
+@given(prior=priors())
+def test_any_prior_is_read_back_to_five_digits_however_small_its_numbers(prior):
+    again = prior_from_json(prior.to_json())
+    for name in ("mean", "price_slope", "shared_variance", "arm_variance", "typical_x"):
+        np.testing.assert_allclose(getattr(again, name), getattr(prior, name), rtol=1e-4)
+    assert again.noise_variance == pytest.approx(prior.noise_variance, rel=1e-4)
+    assert (again.features, again.noise_weight, again.provenance) == (
+        prior.features,
+        prior.noise_weight,
+        prior.provenance,
+    )
+    assert again.known.keys() == prior.known.keys()
+    for name, model in prior.known.items():
+        assert again.known[name].level == pytest.approx(model.level, abs=1e-4)
+        assert again.known[name].sd == pytest.approx(model.sd, rel=1e-4)
+    assert prior_from_json(again.to_json()).to_json() == again.to_json()
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(change=st.dictionaries(st.sampled_from(sorted(json.loads(PRIOR.to_json()))), anything, max_size=3))
+def test_whatever_stands_in_a_file_it_is_a_prior_or_an_error_of_one_sentence(change):
+    complaint, prior = "", PRIOR
+    try:
+        prior = prior_from_json(json.dumps(json.loads(PRIOR.to_json()) | change))
+    except ValueError as error:
+        complaint = str(error)
+    assert complaint == "" or (complaint.startswith("prior: ") and len(complaint) < 400)
+    assert prior_from_json(prior.to_json()).to_json() == prior.to_json()
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -146,15 +214,27 @@ def test_a_prior_file_is_read_back_as_it_was_written():
         ({"noise_weight": None}, "prior: noise_weight should be a number above 0, not None"),
         ({"features": "xyz"}, "prior: features should be a tag in hexadecimal"),
         ({"features": 7}, "prior: features should be a tag in hexadecimal"),
-        ({"known": []}, "known a map of name to [level, sd]"),
-        ({"known": {"a": [0.1]}}, "known a map of name to [level, sd]"),
-        ({"known": {"a": [0.1, 0.1, 0.1]}}, "known a map of name to [level, sd]"),
-        ({"known": {"a": 3}}, "known a map of name to [level, sd]"),
-        ({"known": {"a": [0.1, 0.0]}}, "prior: known 'a' should be [level, sd], numbers with sd above 0"),
-        ({"known": {"a": [0.1, -0.1]}}, "prior: known 'a' should be [level, sd], numbers with sd above 0"),
-        (
-            {"known": {"a": [float("nan"), 0.1]}},
-            "prior: known 'a' should be [level, sd], numbers with sd above 0",
+        ({"mean": [10**400, 1]}, "prior: mean should be a list of numbers"),
+        ({"noise_variance": 10**400}, "prior: noise_variance should be a number above 0, not 1000"),
+        ({"known": []}, "prior: known should be an object, not []"),
+        ({"known": None}, "prior: known should be an object, not None"),
+        ({"provenance": ["x"]}, "prior: provenance should be an object, not ['x']"),
+        ({"provenance": None}, "prior: provenance should be an object, not None"),
+        *(
+            ({"known": {"a": pair}}, "prior: known 'a' should be [level, sd], numbers with sd above 0, not ")
+            for pair in (
+                [0.1],
+                [0.1, 0.1, 0.1],
+                3,
+                "12",
+                {"1": 1, "2": 2},
+                ["0.1", "0.2"],
+                [True, True],
+                [0.1, 0.0],
+                [0.1, -0.1],
+                [float("nan"), 0.1],
+                [10**400, 0.1],
+            )
         ),
     ],
 )
@@ -164,7 +244,24 @@ def test_a_prior_file_that_is_none_says_why(change, complaint):
         prior_from_json(text)
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("[]", "one JSON object"), ("{", "prior: no JSON: ")])
+@pytest.mark.parametrize("name", [name for name in json.loads(PRIOR.to_json()) if name != "provenance"])
+def test_a_prior_file_that_lacks_a_field_names_it(name):
+    given = json.loads(PRIOR.to_json())
+    del given[name]
+    with pytest.raises(ValueError, match=f"prior: .*{name}"):
+        prior_from_json(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[]", "one JSON object"),
+        ("{", "prior: no JSON: "),
+        ("", "prior: no JSON: "),
+        ("[" * 100_000, "prior: no JSON: "),
+        ("9" * 5000, "prior: no JSON: "),
+    ],
+)
 def test_what_is_no_object_is_no_prior(text, complaint):
     with pytest.raises(ValueError, match=complaint):
         prior_from_json(text)
