@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def leave_out(datasets: Sequence[Dataset], features: Features | None = None) -> dict[str, QualityPrior]:
-    """By name of data set: the prior fitted on all that share no prompt with it. ValueError where none is left."""
+    """By name of data set: the prior fitted on all that do not tell its outcomes. ValueError where none is left."""
     features = features or Facts()
     priors = {}
     for held_out, overlapping in zip(datasets, overlaps(datasets), strict=True):
@@ -204,8 +204,8 @@ def _expect(s: Source, population: _Population, moments: _Moments) -> None:
     S_inverse = np.linalg.inv(np.diag(1.0 / population.shared_variance) + K * (D - D @ B_inverse @ D))
     theta = S_inverse @ (D @ B_inverse @ b).sum(axis=1)
     delta = B_inverse @ (b - (s.xx @ theta)[:, None])  # (d, K)
-    F = B_inverse @ D
-    spread = np.diag(B_inverse + F @ S_inverse @ F.T)
+    G = B_inverse @ s.xx  # delta is surer the less it trades with theta
+    spread = np.diag(B_inverse + G @ S_inverse @ G.T)
     left = s.rr.sum() - (M * (s.xr + b)).sum() - (b * (theta[:, None] + delta)).sum()
     noise = (0.5 + max(float(left), 0.0)) / (10 + s.n * K)
     seen = (s.xx.diagonal() > 0).astype(np.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bandit.arms import Arm
-from bandit.features import DIMENSION
+from bandit.features import DIMENSION, Prompt
 from bandit.prior import canonical, prior_from_json
 from bandit.types import Context, Needs
 from simulations import fit_prior
@@ -132,6 +132,78 @@ def test_what_a_price_explains_is_no_merit_of_the_model():
     sources = [source(f"s{i}", 0.3 + 0.1 * np.log10(prices), names, prices) for i in range(4)]
     known, _, _ = known_models(sources, 0.1)
     assert max(abs(k.level) for k in known.values()) < 1e-6
+
+
+def test_the_expectations_are_those_of_one_big_regression():
+    """Posterior moments of what a route's arms share and of what is each one's own, written out in blocks."""
+    rng, n, K, d = np.random.default_rng(3), 40, 3, D
+    X = np.c_[np.ones(n), rng.normal(size=(n, d - 1))]
+    X[:, 3] = 0.0  # a feature that this source never shows
+    R = rng.uniform(size=(n, K))
+    z = np.array([-1.0, 0.25, 0.75])
+    s = Source(
+        "s",
+        ("a", "b", "c"),
+        n,
+        X.mean(axis=0),
+        X.T @ X,
+        X.T @ R,
+        (R**2).sum(axis=0),
+        R.mean(axis=0),
+        10**z,
+        z,
+    )
+    population = fit_prior._Population(MEAN, PRICE_SLOPE, rng.uniform(0.1, 1, d), rng.uniform(0.05, 0.5, d))
+    moments = fit_prior._Moments(*np.zeros((6, d)))
+    fit_prior._expect(s, population, moments)
+
+    M = MEAN[:, None] + np.outer(PRICE_SLOPE, z)
+    design = np.concatenate([np.c_[X, np.kron(np.eye(K)[k], X)] for k in range(K)])  # theta, delta_a ...
+    y = (R - X @ M).T.ravel()
+    prior = np.concatenate([1 / population.shared_variance, *[1 / population.arm_variance] * K])
+    covariance = np.linalg.inv(np.diag(prior) + design.T @ design)
+    mean = covariance @ design.T @ y
+    noise = (0.5 + y @ (y - design @ mean)) / (10 + n * K)
+    second = mean**2 / noise + covariance.diagonal()
+    seen = np.array([1.0, 1.0, 1.0, 0.0])
+    np.testing.assert_allclose(moments.shared, seen * second[:d], rtol=1e-9)
+    np.testing.assert_allclose(moments.arm, seen * second[d:].reshape(K, d).sum(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(moments.theta, seen * mean[:d], rtol=1e-8, atol=1e-14)
+    np.testing.assert_allclose(moments.slope, seen * (z @ mean[d:].reshape(K, d)), rtol=1e-8, atol=1e-14)
+    assert moments.shared_n.tolist() == seen.tolist()
+    assert moments.arm_n.tolist() == (K * seen).tolist()
+    assert moments.slope_n == pytest.approx(z @ z)
+
+
+def test_a_better_prior_in_likelihood_is_what_the_fit_ends_at():
+    """The fitted variances tell the data better than variances twice or half as large do: the marginal likelihood says so."""
+    datasets, _ = population(sources=10, models=6, n=120, seed=5)
+    sources = [fit_prior._source(data, Space()) for data in datasets]
+    found = fit_prior._expectation_maximisation(sources, fit_prior._groups(D))
+
+    def evidence(shared, arm):
+        """Log marginal likelihood, the noise that the data were made with given."""
+        total = 0.0
+        M = found.mean[:, None]
+        for data, s in zip(datasets, sources, strict=True):
+            X = np.array([Space().context(_asked(p)).x for p in data.prompts])
+            K = len(s.models)
+            y = (data.quality - X @ (M + np.outer(found.price_slope, s.z))).T.ravel()
+            design = np.concatenate([np.c_[X, np.kron(np.eye(K)[k], X)] for k in range(K)])
+            variances = NOISE_SD**2 * np.concatenate([shared, np.tile(arm, K)])
+            A = np.diag(1 / variances) + design.T @ design / NOISE_SD**2
+            b = design.T @ y / NOISE_SD**2
+            total -= 0.5 * (np.linalg.slogdet(A)[1] + np.log(variances).sum() - b @ np.linalg.solve(A, b))
+        return total
+
+    best = evidence(found.shared_variance, found.arm_variance)
+    for factor in (0.5, 2.0):
+        assert evidence(factor * found.shared_variance, found.arm_variance) < best
+        assert evidence(found.shared_variance, factor * found.arm_variance) < best
+
+
+def _asked(prompt):
+    return Prompt(user=prompt.text)
 
 
 def test_leave_out_never_fits_on_overlapping_data():
