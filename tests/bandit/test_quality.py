@@ -156,11 +156,17 @@ def test_matches_bayesianbandits_for_one_arm():
     for x in X[:5]:
         prediction = posterior.predict(x, ["arm0"])
         assert prediction.mean[0] == pytest.approx(float(reference.predict(x[None])[0]), abs=1e-9)
+        upper = np.triu(reference.cov_inv_)  # below lies what was there before
+        variance = reference.b_ / reference.a_ * x @ np.linalg.solve(upper + np.triu(upper, 1).T, x)
+        assert prediction.covariance[0, 0] == pytest.approx(variance, rel=1e-8)
     assert posterior.noise_variance == pytest.approx(reference.b_ / reference.a_, rel=1e-9)
 
 
 def test_matches_mabwisers_ridge_for_one_arm():
-    """A prior of mean 0 and total precision 1 is ridge regression with lambda 1: LinGreedy's without exploration."""
+    """A prior of mean 0 and total precision 1 is ridge regression with lambda 1: LinGreedy's without exploration.
+
+    LinUCB adds alpha standard deviations, in units of the noise.
+    """
     from mabwiser.mab import MAB, LearningPolicy
 
     half = np.full(D, 0.5)
@@ -169,12 +175,17 @@ def test_matches_mabwisers_ridge_for_one_arm():
     )
     rows = [(arm, x, r, 1.0) for arm, x, r, _ in data(4, [60])]
     X, y = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
-    mab = MAB(["arm0"], LearningPolicy.LinGreedy(epsilon=0.0, l2_lambda=1.0))
-    mab.fit(["arm0"] * len(y), y, X)
+    greedy = MAB(["arm0"], LearningPolicy.LinGreedy(epsilon=0.0, l2_lambda=1.0))
+    optimist = MAB(["arm0"], LearningPolicy.LinUCB(alpha=1.5, l2_lambda=1.0))
+    for mab in (greedy, optimist):
+        mab.fit(["arm0"] * len(y), y, X)
     posterior = SharedBaseline(ridge).fit(statistics(rows), D)
     for x in X[:5]:
-        expected = mab.predict_expectations(x[None])["arm0"]
-        assert posterior.predict(x, ["arm0"]).mean[0] == pytest.approx(float(expected), abs=1e-9)
+        expected, upper = (float(mab.predict_expectations(x[None])["arm0"]) for mab in (greedy, optimist))
+        prediction = posterior.predict(x, ["arm0"])
+        assert prediction.mean[0] == pytest.approx(expected, abs=1e-9)
+        sd = prediction.sd()[0] / np.sqrt(posterior.noise_variance)
+        assert sd == pytest.approx((upper - expected) / 1.5, rel=1e-8)
 
 
 def test_draws_have_the_stated_moments():
@@ -382,6 +393,34 @@ def test_an_inverted_prior_is_unlearned():
     }
     after = model.fit(ratings, D).predict(at, names).mean
     np.testing.assert_allclose(after, [0.4, 0.8], atol=0.06)
+
+
+def test_what_is_expected_of_two_arms_tells_their_difference_as_surely_as_it_says():
+    """Var(q_a - q_b) = s2 (1 / m_a + 1 / m_b) at a usual level: what they share is none of the registry's business."""
+    level, slopes = np.eye(D)[0], np.array([0.0, 1.0, 1.0, 1.0])
+    flat = replace(PRIOR, typical_x=level)
+    arms = (
+        Arm("a", 1.0, 1.0, expected_quality=0.9, expected_quality_ratings=10.0),
+        Arm("b", 1.0, 50.0, expected_quality=0.4, expected_quality_ratings=40.0),
+        Arm("c", 1.0, 1.0, sibling="arm1"),
+    )
+    C = SharedBaseline(flat, arms).fit({}, D).predict(level, ["a", "b", "c"]).covariance
+    assert C[0, 0] + C[1, 1] - 2 * C[0, 1] == pytest.approx(PRIOR.noise_variance * (1 / 10 + 1 / 40))
+    assert C[2, 2] - C[2, 0] == pytest.approx(PRIOR.known["arm1"].sd ** 2)
+    posterior = SharedBaseline(flat, arms).fit({}, D)
+    mean = posterior.predict(level, ["a", "b", "c", "unheard of"]).mean
+    assert mean.tolist() == pytest.approx([0.9, 0.4, PRIOR.mean[0] + mean_price(arms, 2) + 0.1, 0.6])
+    bare = SharedBaseline(flat, tuple(replace(arm, expected_quality=None) for arm in arms)).fit({}, D)
+    np.testing.assert_allclose(  # of slopes it says nothing
+        posterior.predict(slopes, ["a", "b"]).mean, bare.predict(slopes, ["a", "b"]).mean
+    )
+
+
+def mean_price(arms, k):
+    """What the price of arm k says of its level."""
+    return PRIOR.price_slope[0] * (
+        np.log10([arm.price_usd_per_mtok_out for arm in arms])[k] - np.log10(50) / 3
+    )
 
 
 def test_permuting_the_routes_arms_permutes_their_beliefs():
