@@ -33,8 +33,8 @@ class Newcomers:
     Beside them a budget's credit does not count: this is an allowance of its own.
     """
 
-    ratings: float = 15.0
-    share: float = 0.02
+    ratings: float = 8.0
+    share: float = 0.01
     usd_per_request: float = np.inf
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Newcomers:
     def among(self, belief: Belief) -> Mask:
         """(K,) which candidates are new beside others that are not."""
         new: Mask = belief.ratings < self.ratings
-        return np.zeros_like(new) if new.all() else new
+        return np.zeros_like(new) if new.all() or self.share == 0 else new
 
     def welcomed(self, shares: Vector, belief: Belief, objective: Objective, normals: Vector) -> Vector:
         """(K,) the policy's probabilities mixed with the newcomers' floors. normals (M x K,): of the posterior's draws."""

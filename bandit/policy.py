@@ -5,7 +5,7 @@ is logged with a decision is the one it was made with, exactly, for every policy
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -39,7 +39,7 @@ class Thompson:
     falls as 1 / sqrt(1 + n / RATINGS_TO_SETTLE), n ratings of the candidates: what is learned early serves for long. Well
     below 1 in the end: on recorded outcomes that explores enough (BENCHMARKS.md has the table). floor: total probability
     spread over all candidates that the objective allows (`spread_floor`), so that every logged propensity is above zero
-    and off-policy evaluation is possible. newcomers: what arms with few ratings may take beyond that; None: nothing.
+    and off-policy evaluation is possible. newcomers: what arms with few ratings may take beyond that.
     """
 
     objective: Objective
@@ -47,7 +47,7 @@ class Thompson:
     first_scale: float = 0.7
     floor: float = 0.01
     draws: int = 64
-    newcomers: Newcomers | None = None
+    newcomers: Newcomers = field(default_factory=Newcomers)
 
     def probabilities(self, belief: Belief, noise: Noise) -> Vector:
         K, objective = len(belief.arms), self.objective
@@ -61,8 +61,6 @@ class Thompson:
         wins = np.bincount(utility.argmax(axis=1), minlength=K)
         greedy = wins * ((1.0 - self.floor) / count)
         shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
-        if self.newcomers is None:
-            return shares
         return self.newcomers.welcomed(shares, belief, objective, normals)
 
     def spread(self, belief: Belief) -> float:

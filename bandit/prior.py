@@ -8,7 +8,8 @@
 and how far a route (shared_variance) or one of its arms (arm_variance) may lie from that, for each feature, in units of a
 rating's noise variance: a variance of 1/n is a belief worth n ratings. `python -m simulations fit-prior` makes the file
 from recorded outcomes; without one `QualityPrior.flat` knows nothing of any model. What the registry says of an arm
-(`expected_quality`, `sibling`) moves its prior mean. A wrong prior is unlearned like any other belief.
+(`expected_quality`, `sibling`) moves its prior mean. A wrong prior is unlearned like any other
+belief, and believed less for all arms where the rated ones contradict it (bandit.level_spread).
 """
 
 import json
@@ -118,6 +119,14 @@ class ArmPriors:
 
     means: Matrix
     precisions: Matrix
+
+    def with_levels_spread(self, factor: float) -> "ArmPriors":
+        """With the prior variance of every arm's level times the factor."""
+        if factor == 1.0:
+            return self
+        precisions = self.precisions.copy()
+        precisions[:, 0] /= factor
+        return ArmPriors(self.means, precisions)
 
 
 def relative_log_prices(usd_per_mtok_out: Sequence[float]) -> Vector:

@@ -17,7 +17,8 @@ Learning: a Probabilistic Perspective, 4.3.1, and 7.6.3 for the noise):
     quality of the arms at x: mean x' weights_a, covariance  s2 (V V' + diag(x' B_a^-1 x))
     row a of V = (B_a^-1 x)' D_a L        S^-1 = L L'
 
-V is common to all arms: that is what makes the draws joint. P and D_a are diagonal.
+V is common to all arms: that is what makes the draws joint. P and D_a are diagonal; the first entry of each D_a is divided
+by one factor for the whole route where its arms turn out to lie far from their priors (bandit.level_spread).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotri
 
 from bandit.arms import Arm
+from bandit.level_spread import level_factor
 from bandit.prior import ArmPriors, QualityPrior
 from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
@@ -119,6 +121,8 @@ class SharedBaseline:
             )
         arms = self._known_and_rated(ratings, entry_prices or {})
         priors = prior.of(arms)
+        factor = level_factor(prior, priors, [ratings.get(arm.name) for arm in arms])
+        priors = priors.with_levels_spread(factor)
         blocks = [self._block(ratings.get(arm.name), priors, k) for k, arm in enumerate(arms)]
         nobody = self._block(None, priors, len(arms))
         joined = _joined(prior, priors, [*blocks, nobody], tuple(ratings.values()))

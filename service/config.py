@@ -180,7 +180,7 @@ class Route:
         posterior draws decide, which explores.
     prior: what is believed of models before the first rating: "shipped" (default) or "none".
     latency: leave out models that are too likely to be late; the likeliest to be in time always stays. Default: none.
-    newcomers: an allowance for trying models that are new beside others (bandit.newcomers). Default: none.
+    newcomers: an allowance for trying models that are new beside others (bandit.newcomers); share 0 is none.
     ramp: send only a share of the requests where the strategy says, the others to a baseline; share 0 is shadow.
     sticky_sessions: a conversation stays with its model unless the gain beats the price of a lost prompt cache, default
         true; acts where a model's cached tokens are cheaper, with strategy "bandit".
@@ -203,7 +203,7 @@ class Route:
     confidence: float | None = None
     prior: PriorName = "shipped"
     latency: LatencyLimit | None = None
-    newcomers: Newcomers | None = None
+    newcomers: Newcomers = field(default_factory=Newcomers)
     ramp: Ramp | None = None
 
 
@@ -435,7 +435,7 @@ def _route(name: str, entry: RouteEntry) -> Route:
         confidence=entry.confidence,
         prior=entry.prior,
         latency=None if entry.latency is None else LatencyLimit(**entry.latency.model_dump()),
-        newcomers=None if entry.newcomers is None else _newcomers(entry.newcomers),
+        newcomers=_newcomers(entry.newcomers),
         ramp=None if entry.ramp is None else Ramp(entry.ramp.baseline, entry.ramp.share),
     )
 

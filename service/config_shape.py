@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from bandit.newcomers import Newcomers
 from feedback.store_url import parse_store_url
 
 MIN_SECRET_BYTES: Final = 32
@@ -348,8 +349,8 @@ class LatencyEntry(_Section):
 
 
 class NewcomersEntry(_Section):
-    ratings: float = Field(default=15.0, ge=1, le=10_000)
-    share: float = Field(default=0.02, gt=0, le=0.5)
+    ratings: float = Field(default=Newcomers().ratings, ge=1, le=10_000)
+    share: float = Field(default=Newcomers().share, ge=0, le=0.5)
     usd_per_request: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
@@ -369,7 +370,7 @@ class RouteEntry(_Section):
     confidence: Annotated[Annotated[float, Field(gt=0.5, lt=1)] | None, AfterValidator(_confidence)] = None
     prior: Literal["shipped", "none"] = "shipped"
     latency: LatencyEntry | None = None
-    newcomers: NewcomersEntry | None = None
+    newcomers: NewcomersEntry = Field(default_factory=NewcomersEntry)
     ramp: Annotated[RampEntry | None, AfterValidator(_ramp_of_this_route)] = None
     rules: Annotated[list[RuleEntry], AfterValidator(_rules_of_this_route)] = Field(default_factory=list)
     cascade: Annotated[

@@ -46,7 +46,7 @@ def test_the_floors_keep_within_share_and_dollars_and_the_probabilities_sum_to_o
     rng = np.random.default_rng(seed)
     K = len(ratings)
     belief = belief_of(ratings, rng.uniform(0, 1, K), rng.uniform(0.01, 0.3, K), rng.uniform(1e-6, 0.1, K))
-    without = shares(None, belief)
+    without = shares(Newcomers(share=0.0), belief)
     with_floors = shares(Newcomers(share=share, usd_per_request=usd), belief)
     assert with_floors.sum() == pytest.approx(1.0, abs=1e-12)
     kept = (with_floors / without).min()  # 1 - sum of the floors, unless every arm has one
@@ -80,25 +80,25 @@ def test_a_bad_newcomer_is_called_at_most_as_often_as_an_arm_is_new_and_hardly_o
 
 def test_an_arm_that_is_clearly_worse_gets_nothing_beyond_the_policys_own_floor():
     worse = belief_of([500, 5], [0.9, 0.5], sds=[0.01, 0.02])
-    assert np.array_equal(shares(Newcomers(), worse), shares(None, worse))
+    assert np.array_equal(shares(Newcomers(), worse), shares(Newcomers(share=0.0), worse))
 
 
 def test_an_arm_that_is_surely_a_little_worse_than_the_best_still_has_a_chance():
     near = belief_of([500, 5], [0.9, 0.9 - MARGIN / 2], sds=1e-9)
     assert shares(Newcomers(share=0.1), near)[1] >= 0.1
     far = belief_of([500, 5], [0.9, 0.9 - MARGIN * 2], sds=1e-9)
-    assert np.array_equal(shares(Newcomers(share=0.1), far), shares(None, far))
+    assert np.array_equal(shares(Newcomers(share=0.1), far), shares(Newcomers(share=0.0), far))
 
 
-@pytest.mark.parametrize("ratings", [[0, 0, 0], [14, 3, 0], [15, 200, 16]])
+@pytest.mark.parametrize("ratings", [[0, 0, 0], [7, 3, 0], [8, 200, 16]])
 def test_where_all_are_new_or_none_is_the_policy_chooses_alone(ratings):
     belief = belief_of(ratings, [0.5, 0.6, 0.7])
-    assert np.array_equal(shares(Newcomers(), belief), shares(None, belief))
+    assert np.array_equal(shares(Newcomers(), belief), shares(Newcomers(share=0.0), belief))
 
 
 def test_fifty_newcomers_at_once_share_the_allowance_of_one():
     belief = belief_of([500] + [0] * 50, [0.9] + [0.6] * 50, sds=[0.01] + [0.3] * 50)
-    without, together = shares(None, belief), shares(Newcomers(share=0.02), belief)
+    without, together = shares(Newcomers(share=0.0), belief), shares(Newcomers(share=0.02), belief)
     assert together[0] >= 0.98 * without[0] - 1e-12
 
 
@@ -112,14 +112,14 @@ def test_an_arm_of_which_most_was_forgotten_is_a_newcomer_again():
 def test_a_dear_newcomer_is_tried_as_often_as_its_dollars_allow_and_a_cheap_one_is_not_held_back_by_it():
     belief = belief_of([500, 0, 0], [0.5, 0.6, 0.6], sds=[0.01, 0.2, 0.2], usd=[0.001, 1.0, 0.001])
     newcomers = Newcomers(share=0.02, usd_per_request=0.001)
-    floors = shares(newcomers, belief) - (1 - 0.01 - 0.0005) * shares(None, belief)
+    floors = shares(newcomers, belief) - (1 - 0.01 - 0.0005) * shares(Newcomers(share=0.0), belief)
     np.testing.assert_allclose(floors, [0, 0.0005, 0.01], atol=1e-9)
 
 
 def test_a_budget_without_credit_keeps_no_newcomer_out():
     belief = belief_of([500, 0], [0.5, 0.9], sds=[0.01, 0.2], usd=[0.001, 0.002])
     spent = QualityUnderBudget(usd_per_request=0.001, dual=0.0, allowance_usd=0.0)
-    assert shares(None, belief, spent)[1] == 0
+    assert shares(Newcomers(share=0.0), belief, spent)[1] == 0
     assert shares(Newcomers(share=0.02), belief, spent)[1] == pytest.approx(0.02)
 
 

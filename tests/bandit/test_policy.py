@@ -97,8 +97,8 @@ def test_probabilities_are_a_distribution_with_its_floor(policy, seed, counts, u
     if isinstance(policy, Thompson):
         allowed = policy.objective.allowed(belief)
         floors = spread_floor(policy.floor, policy.utility(belief), allowed)
-        assert (p >= floors).all()
-        assert (p[~allowed] == 0).all()
+        assert (p >= (1 - policy.newcomers.share) * floors).all()
+        assert (p[~allowed & ~policy.newcomers.among(belief)] == 0).all()
         assert (floors[allowed] > 0).all() or policy.floor == 0
     assert np.array_equal(p, policy.probabilities(belief, Noise.of(decision_id)))
 

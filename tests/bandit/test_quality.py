@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandit.arms import Arm
+from bandit.level_spread import level_factor
 from bandit.prior import KnownModel, QualityPrior
 from bandit.quality import Prediction, SharedBaseline
 from bandit.statistics import RatingStatistics
@@ -56,9 +57,13 @@ def statistics(rows):
 def one_big_regression(rows, arms, model=MODEL):
     """Coefficients (theta, delta_1, ..., delta_K) of one conjugate regression on block features."""
     p, size = model.prior, D * (1 + len(arms))
-    priors = p.of(model.arms)
-    place = {arm.name: k for k, arm in enumerate(model.arms)}
-    of = [place.get(arm, len(model.arms)) for arm in arms]
+    rated = statistics(rows)
+    here = {arm.name for arm in model.arms}
+    route = (*model.arms, *(Arm(name, 0.0, 0.0) for name in rated if name not in here))
+    priors = p.of(route)
+    priors = priors.with_levels_spread(level_factor(p, priors, [rated.get(arm.name) for arm in route]))
+    place = {arm.name: k for k, arm in enumerate(route)}
+    of = [place.get(arm, len(route)) for arm in arms]
     prior = np.concatenate([1 / p.shared_variance, *priors.precisions[of]])
     m0 = np.concatenate([np.zeros(D), *priors.means[of]])
     precision, moment, rr, n = np.diag(prior), prior * m0, 0.0, 0.0

@@ -9,7 +9,6 @@ from threadpoolctl import threadpool_limits
 
 from bandit.arms import Arm
 from bandit.decide import decide
-from bandit.newcomers import Newcomers
 from bandit.objective import Quality
 from bandit.policy import Policy, Thompson, Uniform
 from bandit.posterior import Posterior
@@ -225,13 +224,13 @@ def played(model, arms, policy, seed, T):
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_prior_that_takes_the_worst_for_the_best_is_unlearned_within_an_allowance_for_newcomers(kind):
+def test_a_prior_that_takes_the_worst_for_the_best_is_unlearned(kind):
     prior, arms = WRONG[kind]
     names, T = [arm.name for arm in arms], 2500
     model = SharedBaseline(prior, arms)
     at_first = model.fit({}, WRONG_D).predict(np.eye(WRONG_D)[0], names).mean
     assert at_first[0] > at_first[1] + 0.1 > at_first[2] + 0.2
-    policy = Thompson(Quality(), newcomers=Newcomers())
+    policy = Thompson(Quality())
     regrets = []
     for seed in range(3):
         chosen, posterior = played(model, arms, policy, seed, T)

@@ -132,7 +132,7 @@ def test_newcomers_have_their_allowance_in_the_policy(start_lab, scripts):
     lab = started(start_lab, scripts, "    objective: quality\n    newcomers: {share: 0.05}\n")
     lab.ask()
     ((_, explanation),) = records(lab)
-    assert "newcomers=Newcomers(ratings=15.0, share=0.05, usd_per_request=inf)" in explanation["policy"]
+    assert "newcomers=Newcomers(ratings=8.0, share=0.05, usd_per_request=inf)" in explanation["policy"]
 
 
 @pytest.mark.parametrize(
