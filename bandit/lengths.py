@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from bandit.prior import QualityPrior
-from bandit.quality import SharedBaseline
+from bandit.quality import AS_THE_PRIOR_SAYS, SharedBaseline
 from bandit.statistics import LENGTH_SUMS, CallStatistics, RatingStatistics
 from bandit.types import Matrix, Vector
 
@@ -74,7 +74,7 @@ class Lengths:
         if not sums:
             rows = len(calls) + 1
             return cls(np.zeros((rows, FACTS)), np.zeros(rows))
-        posterior = SharedBaseline(_PRIOR).fit(sums, FACTS)
+        posterior = SharedBaseline(_PRIOR, slopes=AS_THE_PRIOR_SAYS).fit(sums, FACTS)
         weights = np.array([posterior.weights[posterior.rows.get(arm, len(sums))] for arm in [*calls, ""]])
         weights[:, 0] = 0.0
         pooled = sum((s.xx for s in sums.values()), start=np.zeros((FACTS, FACTS)))

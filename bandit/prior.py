@@ -128,6 +128,14 @@ class ArmPriors:
         precisions[:, 0] /= factor
         return ArmPriors(self.means, precisions)
 
+    def with_slopes_spread(self, factor: float) -> "ArmPriors":
+        """With the prior variance of all but the level times the factor."""
+        if factor == 1.0:
+            return self
+        precisions = self.precisions / factor
+        precisions[:, 0] = self.precisions[:, 0]
+        return ArmPriors(self.means, precisions)
+
 
 def relative_log_prices(usd_per_mtok_out: Sequence[float]) -> Vector:
     """(K,) log10 of each price minus the mean over those that have one; 0 for a model without a price."""

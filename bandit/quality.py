@@ -17,14 +17,18 @@ Learning: a Probabilistic Perspective, 4.3.1, and 7.6.3 for the noise):
     quality of the arms at x: mean x' weights_a, covariance  s2 (V V' + diag(x' B_a^-1 x))
     row a of V = (B_a^-1 x)' D_a L        S^-1 = L L'
 
-V is common to all arms: that is what makes the draws joint. P and D_a are diagonal; the first entry of each D_a is divided
-by one factor for the whole route where its arms turn out to lie far from their priors (bandit.level_spread).
+V is common to all arms: that is what makes the draws joint. P and D_a are diagonal. How much of the prior to believe is
+learned too, by evidence, as one factor for all arms on each of two things: how far their levels may lie from the prior
+(bandit.level_spread), and whether requests differ in which arm serves them best at all (SLOPES). The evidence of a fit is
+
+    log p(ratings) = -1/2 (sum_a log |B_a| / |D_a| + log |S| / |P|) - (nu + n) / 2 log(nu s0 + scatter) + const
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Protocol
+from operator import attrgetter
+from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -36,6 +40,11 @@ from bandit.level_spread import level_factor
 from bandit.prior import ArmPriors, QualityPrior
 from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
+
+# Factors on the prior variance of all arms' slopes, each with what it lacks in evidence beforehand: where features tell
+# nothing of which arm is best, believing that they may costs for ever.
+SLOPES: Final = ((1.0, 0.0), (1 / 32, 3.0))
+AS_THE_PRIOR_SAYS: Final = SLOPES[:1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,25 +96,29 @@ class QualityModel(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """One arm after elimination: inverse = B^-1 (d, d), v = B^-1 b (d,), left = rr - b' v in units of quality^2, and
-    gain = D - D B^-1 D (d, d), what it adds to S; None without ratings.
+    """One arm after elimination: inverse = B^-1 (d, d), v = B^-1 b (d,), left = rr - b' v in units of quality^2,
+    gain = D - D B^-1 D (d, d), what it adds to S, None without ratings, and log_volume = log |B| / |D|.
     """
 
     inverse: Matrix
     v: Vector
     left: float
     gain: Matrix | None
+    log_volume: float
 
 
 @dataclass(frozen=True, slots=True)
 class SharedBaseline:
-    """The model above. prior: None knows nothing of any model. arms: those of the route, with what the registry says."""
+    """The model above. prior: None knows nothing of any model. arms: those of the route, with what the registry says.
+    slopes: what the evidence chooses from; AS_THE_PRIOR_SAYS leaves no choice.
+    """
 
     prior: QualityPrior | None = None
     arms: tuple[Arm, ...] = ()
-    _blocks: "WeakKeyDictionary[RatingStatistics, tuple[bytes, _Block]]" = field(
+    slopes: tuple[tuple[float, float], ...] = SLOPES
+    _blocks: "WeakKeyDictionary[RatingStatistics, dict[bytes, _Block]]" = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
-    )  # an arm whose statistics did not change is not eliminated again
+    )  # an arm whose statistics did not change is not eliminated again under the same prior
 
     def fit(
         self,
@@ -123,10 +136,24 @@ class SharedBaseline:
         priors = prior.of(arms)
         factor = level_factor(prior, priors, [ratings.get(arm.name) for arm in arms])
         priors = priors.with_levels_spread(factor)
+        fits = [
+            self._fit(prior, priors.with_slopes_spread(slopes), ratings, arms, lacking)
+            for slopes, lacking in (self.slopes if ratings else AS_THE_PRIOR_SAYS)
+        ]
+        best = max(fits, key=attrgetter("log_evidence"))
+        return replace(best, rows={arm.name: k for k, arm in enumerate(arms)})
+
+    def _fit(
+        self,
+        prior: QualityPrior,
+        priors: ArmPriors,
+        ratings: Mapping[str, RatingStatistics],
+        arms: Sequence[Arm],
+        lacking: float,
+    ) -> "SharedBaselinePosterior":
         blocks = [self._block(ratings.get(arm.name), priors, k) for k, arm in enumerate(arms)]
         nobody = self._block(None, priors, len(arms))
-        joined = _joined(prior, priors, [*blocks, nobody], tuple(ratings.values()))
-        return joined.naming([arm.name for arm in arms])
+        return _joined(prior, priors, [*blocks, nobody], tuple(ratings.values()), lacking)
 
     def _known_and_rated(
         self, ratings: Mapping[str, RatingStatistics], entry_prices: Mapping[str, float]
@@ -144,24 +171,31 @@ class SharedBaseline:
         mean, precision = priors.means[k], priors.precisions[k]
         if s is None:
             zeros = np.zeros(len(mean))
-            return _Block(np.diag(1.0 / precision), zeros, 0.0, None)
+            return _Block(np.diag(1.0 / precision), zeros, 0.0, None, 0.0)
         key = mean.tobytes() + precision.tobytes()
-        found = self._blocks.get(s)
-        if found is not None and found[0] == key:
-            return found[1]
+        known = self._blocks.setdefault(s, {})
+        if key in known:
+            return known[key]
         b = s.xr - s.xx @ mean
         rr = s.rr - mean @ (s.xr + b)
-        inverse = _inverse(s.xx + np.diag(precision))
+        inverse, log_determinant = _inverse(s.xx + np.diag(precision))
         v = inverse @ b
         gain = np.diag(precision) - precision[:, None] * inverse * precision
-        block = _Block(inverse, v, float(rr - b @ v), gain)
-        self._blocks[s] = (key, block)
-        return block
+        log_volume = log_determinant - float(np.log(precision).sum())
+        if len(known) >= len(self.slopes):
+            known.clear()  # of another prior
+        known[key] = _Block(inverse, v, float(rr - b @ v), gain, log_volume)
+        return known[key]
 
 
 def _joined(
-    prior: QualityPrior, priors: ArmPriors, blocks: Sequence[_Block], ratings: Sequence[RatingStatistics]
+    prior: QualityPrior,
+    priors: ArmPriors,
+    blocks: Sequence[_Block],
+    ratings: Sequence[RatingStatistics],
+    lacking: float,
 ) -> "SharedBaselinePosterior":
+    """The arrow put together; the last block is that of any other arm. lacking: taken from the evidence."""
     D = priors.precisions  # (K + 1, d)
     inverses = np.stack([block.inverse for block in blocks])  # (K + 1, d, d)
     v = np.stack([block.v for block in blocks])
@@ -170,7 +204,7 @@ def _joined(
     for block in blocks:
         if block.gain is not None:
             S += block.gain
-    S_inverse = _inverse(S)
+    S_inverse, log_determinant = _inverse(S)
     theta = S_inverse @ (D * v).sum(axis=0)
     D_theta = D * theta
     weights = priors.means + v + np.matmul(inverses, D_theta[:, :, None])[:, :, 0]
@@ -178,6 +212,7 @@ def _joined(
     scatter = sum(block.left for block in blocks) - float((v * D_theta).sum())
     nu, n = prior.noise_weight, sum(s.n for s in ratings)
     s2 = (nu * prior.noise_variance + max(scatter, 0.0)) / (nu + n)
+    log_volume = sum(block.log_volume for block in blocks) + log_determinant
     return SharedBaselinePosterior(
         rows={},
         weights=weights,
@@ -186,6 +221,7 @@ def _joined(
         shared_factor=np.linalg.cholesky(S_inverse).astype(np.float64),
         noise_variance=float(s2),
         typical_x=_typical_x(ratings, prior.typical_x),
+        log_evidence=float(-0.5 * (log_volume + (nu + n) * np.log(s2)) - lacking),
     )
 
 
@@ -193,6 +229,7 @@ def _joined(
 class SharedBaselinePosterior:
     """weights, precisions (K + 1, d), inverses = B_a^-1 one below the other ((K + 1) d, d): one row or block per arm, the
     last for any arm of which nothing is known; shared_factor = L (d, d). typical_x (d,): mean features of all ratings.
+    log_evidence: see the module; up to a constant.
     """
 
     rows: Mapping[str, int]
@@ -202,10 +239,7 @@ class SharedBaselinePosterior:
     shared_factor: Matrix
     noise_variance: float
     typical_x: Vector
-
-    def naming(self, arms: Sequence[str]) -> "SharedBaselinePosterior":
-        """With names for the rows."""
-        return replace(self, rows={name: k for k, name in enumerate(arms)})
+    log_evidence: float
 
     def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
         rows = self._rows(arms)
@@ -230,14 +264,14 @@ def _below_diagonal(d: int) -> NDArray[np.bool_]:
     return np.tri(d, dtype=np.bool_)
 
 
-def _inverse(B: Matrix) -> Matrix:
-    """Inverse of a symmetric positive definite matrix (d, d), symmetric to the last bit."""
+def _inverse(B: Matrix) -> tuple[Matrix, float]:
+    """Inverse of a symmetric positive definite matrix (d, d), symmetric to the last bit, and log |B|."""
     factor, failed = dpotrf(B, lower=1)
     if failed:
         raise np.linalg.LinAlgError(f"a precision that is not positive definite (row {failed})")
     lower, _ = dpotri(factor, lower=1)  # its lower triangle; above lies what was there before
     inverse: Matrix = np.where(_below_diagonal(len(B)), lower, lower.T)
-    return inverse
+    return inverse, 2.0 * float(np.log(factor.diagonal()).sum())
 
 
 def _typical_x(ratings: Sequence[RatingStatistics], before: Vector) -> Vector:

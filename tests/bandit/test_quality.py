@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bandit.arms import Arm
 from bandit.level_spread import level_factor
 from bandit.prior import KnownModel, QualityPrior
-from bandit.quality import Prediction, SharedBaseline
+from bandit.quality import AS_THE_PRIOR_SAYS, Prediction, SharedBaseline
 from bandit.statistics import RatingStatistics
 
 D = 4
@@ -55,15 +55,31 @@ def statistics(rows):
 
 
 def one_big_regression(rows, arms, model=MODEL):
-    """Coefficients (theta, delta_1, ..., delta_K) of one conjugate regression on block features."""
-    p, size = model.prior, D * (1 + len(arms))
+    """Coefficients (theta, delta_1, ..., delta_K) of one conjugate regression on block features, under the more probable of
+    the priors that the model chooses from.
+    """
     rated = statistics(rows)
     here = {arm.name for arm in model.arms}
     route = (*model.arms, *(Arm(name, 0.0, 0.0) for name in rated if name not in here))
-    priors = p.of(route)
-    priors = priors.with_levels_spread(level_factor(p, priors, [rated.get(arm.name) for arm in route]))
+    priors = model.prior.of(route)
+    factor = level_factor(model.prior, priors, [rated.get(arm.name) for arm in route])
     place = {arm.name: k for k, arm in enumerate(route)}
     of = [place.get(arm, len(route)) for arm in arms]
+    fits = [
+        (evidence - lacking, fit)
+        for slopes, lacking in model.slopes
+        for evidence, *fit in [
+            _regression(
+                rows, arms, model.prior, priors.with_levels_spread(factor).with_slopes_spread(slopes), of
+            )
+        ]
+    ]
+    return max(fits, key=lambda found: found[0])[1]
+
+
+def _regression(rows, arms, p, priors, of):
+    """Log evidence up to a constant, mean, covariance, noise variance."""
+    size = D * (1 + len(arms))
     prior = np.concatenate([1 / p.shared_variance, *priors.precisions[of]])
     m0 = np.concatenate([np.zeros(D), *priors.means[of]])
     precision, moment, rr, n = np.diag(prior), prior * m0, 0.0, 0.0
@@ -77,7 +93,9 @@ def one_big_regression(rows, arms, model=MODEL):
     mean = np.linalg.solve(precision, moment)
     scatter = rr + m0 @ (prior * m0) - moment @ mean
     s2 = (p.noise_weight * p.noise_variance + scatter) / (p.noise_weight + n)
-    return mean, s2 * np.linalg.inv(precision), s2
+    volume = np.linalg.slogdet(precision)[1] - np.log(prior).sum()
+    evidence = -0.5 * (volume + (p.noise_weight + n) * np.log(s2))
+    return evidence, mean, s2 * np.linalg.inv(precision), s2
 
 
 def blocks_at(x, arms):
@@ -119,7 +137,7 @@ def test_equals_one_big_regression_in_as_many_dimensions_as_requests_have():
         noise_variance=0.2,
         noise_weight=20.0,
     )
-    model = SharedBaseline(prior, ARMS)
+    model = SharedBaseline(prior, ARMS, slopes=AS_THE_PRIOR_SAYS)
     X = np.concatenate([np.ones((5, 30, 1)), rng.normal(size=(5, 30, d - 1))], axis=2)
     r = rng.uniform(size=(5, 30))
     posterior = model.fit({f"arm{k}": sums(X[k], r[k]) for k in range(5)}, d)
@@ -184,7 +202,7 @@ def test_matches_mabwisers_ridge_for_one_arm():
     optimist = MAB(["arm0"], LearningPolicy.LinUCB(alpha=1.5, l2_lambda=1.0))
     for mab in (greedy, optimist):
         mab.fit(["arm0"] * len(y), y, X)
-    posterior = SharedBaseline(ridge).fit(statistics(rows), D)
+    posterior = SharedBaseline(ridge, slopes=AS_THE_PRIOR_SAYS).fit(statistics(rows), D)
     for x in X[:5]:
         expected, upper = (float(mab.predict_expectations(x[None])["arm0"]) for mab in (greedy, optimist))
         prediction = posterior.predict(x, ["arm0"])
@@ -240,6 +258,34 @@ def test_ninety_percent_intervals_hold_the_truth_nine_times_in_ten():
             error = contrast @ (truth @ x - prediction.mean)
             inside[i] += abs(error) <= 1.6449 * np.sqrt(contrast @ prediction.covariance @ contrast)
     assert inside / problems == pytest.approx(0.9, abs=0.02)
+
+
+def separate(seed, slopes, n=400, K=4, d=20):
+    """Ratings of K arms whose slopes are their own (sd `slopes`), each asked at random."""
+    rng = np.random.default_rng(seed)
+    W = np.c_[0.6 + rng.normal(0, 0.1, K), rng.normal(0, slopes, (K, d - 1))]
+    X = np.c_[np.ones(n), rng.normal(size=(n, d - 1))]
+    k, noise = rng.integers(0, K, n), rng.normal(0, 0.3, n)
+    return {f"arm{a}": sums(X[k == a], (X @ W[a] + noise)[k == a]) for a in range(K)}, d
+
+
+def test_features_that_tell_nothing_of_the_best_arm_are_believed_to_tell_nothing():
+    for seed in range(5):
+        ratings, d = separate(seed, slopes=0.0)
+        names = sorted(ratings)
+        believed = SharedBaseline().fit(ratings, d)
+        certain = SharedBaseline(slopes=AS_THE_PRIOR_SAYS).fit(ratings, d)
+        x = np.r_[1.0, np.random.default_rng(seed).normal(size=d - 1)]
+        assert believed.predict(x, names).sd().mean() < 0.75 * certain.predict(x, names).sd().mean()
+
+
+def test_features_that_tell_are_believed():
+    for seed in range(5):
+        ratings, d = separate(seed, slopes=0.1)
+        x = np.r_[1.0, np.random.default_rng(seed).normal(size=d - 1)]
+        here = SharedBaseline().fit(ratings, d).predict(x, sorted(ratings))
+        there = SharedBaseline(slopes=AS_THE_PRIOR_SAYS).fit(ratings, d).predict(x, sorted(ratings))
+        np.testing.assert_array_equal(here.mean, there.mean)
 
 
 def test_the_noise_is_learned():
