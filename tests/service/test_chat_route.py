@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from bandit.arms import Arm
 from bandit.decide import decide
 from bandit.features import DIMENSION, TAG
+from bandit.newcomers import Newcomers
 from bandit.objective import Balanced
 from bandit.policy import Thompson
 from bandit.types import Context, Needs
@@ -212,7 +214,10 @@ async def test_any_decision_can_be_made_again_from_its_record_and_the_log(gatewa
                 break
             state = fold(state, entry.token, entry.data)
         again = decide(
-            eval(explanation["policy"], {"Thompson": Thompson, "Balanced": Balanced}),
+            eval(
+                explanation["policy"],
+                {"Thompson": Thompson, "Balanced": Balanced, "Newcomers": Newcomers, "inf": inf},
+            ),
             state.posterior(model),
             Context(prefix.x, Needs(*explanation["needs"])),
             [Arm(name, *prices) for name, _, *prices in explanation["candidates"]],
