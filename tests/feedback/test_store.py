@@ -1,8 +1,8 @@
 """One suite over every implementation of the store protocol, on real servers; then what only a server can get wrong."""
 
 import asyncio
-import re
 import hashlib
+import re
 import shutil
 import struct
 import uuid
