@@ -77,10 +77,12 @@ def gateway_process(
 
 
 @contextmanager
-def process(command: Sequence[str], log: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def process(
+    command: Sequence[str], log: Path, *, cwd: Path | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """A server that prints one line ending in its address once it listens."""
     with log.open("a") as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)  # noqa: S603 - our own
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=cwd)  # noqa: S603 - our own
     with child:
         try:
             yield child, _address(child, log)

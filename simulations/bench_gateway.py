@@ -1,0 +1,110 @@
+"""`bench gateway`: the gateway beside its own stack bare, a first draft, and its rivals, in turn on one core. Prints Markdown.
+
+Each round visits every stack with every shape of load; figures are medians over rounds, ratios are medians of the ratios
+within a round with their smallest and largest beside them: what else the machine does falls out of them.
+"""
+
+import asyncio
+import gc
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import uvloop
+
+from simulations import bench_gateway_tables as tables
+from simulations.bench_load import Sample, Shape, load
+from simulations.bench_rivals import RIVALS
+from simulations.bench_stacks import BARE, MANY, NAIVE, PARTIAL, ROUTER, Field, Stack, gateway, running
+
+CONNECTIONS: Final = (1, 16, 64)
+SOAK_REQUESTS: Final = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """seconds: of each sample. rivals: also the other gateways (which are installed on first use)."""
+
+    rounds: int = 3
+    seconds: float = 0.8
+    rivals: bool = True
+
+
+@dataclass(slots=True)
+class Seen:
+    """samples[stack, shape]: one a round. memory: stack -> MiB after all of it, its store's beside it."""
+
+    plan: Plan
+    samples: dict[tuple[str, Shape], list[Sample]] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    def add(self, stack: Stack, shape: Shape, sample: Sample) -> None:
+        self.samples.setdefault((stack.name, shape), []).append(sample)
+
+
+def shapes(plan: Plan) -> list[Shape]:
+    return [Shape(c, plan.seconds, stream) for stream in (False, True) for c in CONNECTIONS]
+
+
+def run(plan: Plan) -> None:
+    with tempfile.TemporaryDirectory() as folder, running(
+        Path(folder), rivals=RIVALS if plan.rivals else ()
+    ) as where:
+        seen = uvloop.run(_measured(where, plan))
+    print(tables.page(seen, shapes(plan)), flush=True)
+
+
+async def _measured(where: Field, plan: Plan) -> Seen:
+    seen = Seen(plan, missing=where.missing)
+    gc.disable()  # the load's own pauses are no server's
+    for stack in where.stacks:
+        await load(stack.target, Shape(4, 0.5, warm_s=0.0))  # nobody is measured cold
+    for _ in range(plan.rounds):
+        for shape in shapes(plan):
+            for stack in (where.direct, *where.stacks):
+                if stack.name in (PARTIAL, MANY) and (shape.stream or shape.connections != 16):
+                    continue
+                seen.add(stack, shape, await load(stack.target, shape, stack.cpu_s))
+            gc.collect()
+    for stack in where.stacks:
+        seen.memory[stack.name] = stack.rss_mib()
+    await _learning(where, seen)
+    gc.enable()
+    return seen
+
+
+async def _learning(where: Field, seen: Seen) -> None:
+    """p99 at 70 % of what the gateway can take, with every tenth answer rated and with none."""
+    router = where.named(ROUTER)
+    if router is None:
+        return
+    at_most = tables.middle(seen, ROUTER, Shape(16, seen.plan.seconds), lambda s: s.per_s)
+    shape = Shape(64, 2.0, rate=0.7 * at_most)
+    for _ in range(seen.plan.rounds):
+        for name, every in (("learning on", 10), ("learning off", 0)):
+            target = tables.rated(router.target, every)
+            seen.add(Stack(name, target, ()), shape, await load(target, shape))
+
+
+def soak(requests: int = SOAK_REQUESTS) -> None:
+    """Resident memory of a gateway at every tenth of so many requests."""
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), rivals=()) as where:
+        router = where.named(ROUTER)
+        assert router is not None
+        print(tables.soak_table(uvloop.run(_soaked(router, requests))), flush=True)
+
+
+async def _soaked(router: Stack, requests: int) -> list[tuple[int, float, float]]:
+    """(requests so far, MiB of the gateway, MiB of its store)."""
+    own, store = Stack("", router.target, router.pids[:1]), Stack("", router.target, router.pids[1:])
+    rows, done = [(0, own.rss_mib(), store.rss_mib())], 0
+    while done < requests:
+        sample = await load(router.target, Shape(16, 2.0, warm_s=0.0))
+        done += len(sample.latency_us)
+        if done >= requests * len(rows) // 10:
+            rows.append((done, own.rss_mib(), store.rss_mib()))
+    return rows
