@@ -12,7 +12,8 @@ next decision and spoils nothing that was learned.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import is_
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from bandit.types import Matrix, Needs, Vector
 
 PSEUDO_CALLS: Final = 5.0  # k
 TYPICAL_TOKENS_OUT: Final = 300.0  # an answer's length before any was seen
+PARTS_KEPT: Final = 32  # choices of arms for which a model keeps its rows gathered
 NO_CALLS: Final = CallStatistics()
 _IN_RATIO, _OUT, _CORRECTION, _UNPRICED = range(4)  # columns of `CostModel.usual`
 
@@ -40,6 +42,7 @@ class CostModel:
     usual: Matrix
     lengths: Lengths
     calls: Mapping[str, CallStatistics]
+    _parts: "dict[tuple[str, ...], _Part]" = field(default_factory=dict, repr=False)
 
     @classmethod
     def fit(cls, calls: Mapping[str, CallStatistics]) -> "CostModel":
@@ -49,22 +52,66 @@ class CostModel:
 
     def expected_usd(self, arms: Sequence[Arm], needs: Needs, x: Vector | None = None) -> Vector:
         """(K,) expected cost of each arm's answer to this request in USD. x: its features; None: a usual request's."""
+        part = self._part(arms)
+        tokens_out = part.tokens_out
+        if x is not None:
+            tokens_out = tokens_out * part.lengths.shapes(x)
+        if needs.max_tokens_out is not None:
+            tokens_out = np.minimum(tokens_out, needs.max_tokens_out)
+        listed = 1e-6 * (needs.tokens_in * part.in_ratio * part.price_in + tokens_out * part.price_out)
+        if part.priced:
+            expected: Vector = listed * part.correction
+        else:
+            expected = np.where(listed > 0, listed * part.correction, part.unpriced)
+        return expected
+
+    def _part(self, arms: Sequence[Arm]) -> "_Part":
+        """What concerns these arms, gathered once for as long as they and their prices stay."""
+        key = tuple([arm.name for arm in arms])
+        part = self._parts.get(key)
+        if part is None or not all(map(is_, part.arms, arms)):
+            if len(self._parts) >= PARTS_KEPT:
+                self._parts.clear()
+            part = self._parts[key] = self._gathered(tuple(arms))
+        return part
+
+    def _gathered(self, arms: tuple[Arm, ...]) -> "_Part":
         last = len(self.usual) - 1
         rows = [self.rows.get(arm.name, last) for arm in arms]
         usual = self.usual[rows]
         prices = np.array([(arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out) for arm in arms])
-        tokens_out = usual[:, _OUT]
-        if x is not None:
-            tokens_out = tokens_out * self.lengths.shapes(x, rows)
-        if needs.max_tokens_out is not None:
-            tokens_out = tokens_out.clip(max=needs.max_tokens_out)
-        listed = 1e-6 * (needs.tokens_in * usual[:, _IN_RATIO] * prices[:, 0] + tokens_out * prices[:, 1])
-        expected: Vector = np.where(listed > 0, listed * usual[:, _CORRECTION], usual[:, _UNPRICED])
-        return expected
+        return _Part(
+            arms=arms,
+            in_ratio=usual[:, _IN_RATIO].copy(),
+            tokens_out=usual[:, _OUT].copy(),
+            correction=usual[:, _CORRECTION].copy(),
+            unpriced=usual[:, _UNPRICED].copy(),
+            price_in=prices[:, 0].copy(),
+            price_out=prices[:, 1].copy(),
+            priced=bool(prices[:, 0].min(initial=np.inf) > 0),
+            lengths=self.lengths.of(rows),
+        )
 
     def tokens_out(self, arm: str) -> float:
         """Usual length of the arm's answer in tokens."""
         return float(self.usual[self.rows.get(arm, len(self.usual) - 1), _OUT])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Of K arms, each (K,): the columns of `CostModel.usual` and prices in USD per million tokens. priced: every prompt
+    costs something with each of them, however short its answer.
+    """
+
+    arms: tuple[Arm, ...]
+    in_ratio: Vector
+    tokens_out: Vector
+    correction: Vector
+    unpriced: Vector
+    price_in: Vector
+    price_out: Vector
+    priced: bool
+    lengths: Lengths
 
 
 def _usual(seen: CallStatistics, pooled: CallStatistics) -> tuple[float, float, float, float]:

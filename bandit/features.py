@@ -31,6 +31,20 @@ LARGEST: Final = 4.0  # facts saturate here, lest one text without spaces outwei
 CHARS_PER_TOKEN: Final = 4  # the usual rule of thumb for English; learned counts correct it (bandit.cost)
 
 _CHOICES = re.compile(r"(?<!\w)[A-D][).:]\s")
+# The same facts of a text in ASCII, from what kind of character each byte is: blank or not; and, for choices, one of the
+# letters A to D (a), of the signs after them (b), a blank (c), another part of a word (w), or anything else (x).
+_BLANKS: Final = bytes(32 if chr(i).isspace() else 120 for i in range(128)) + bytes(128)
+
+
+def _kind(c: str) -> str:
+    if c in "ABCD":
+        return "a"
+    if c in ").:":
+        return "b"
+    return "c" if c.isspace() else "w" if c.isalnum() or c == "_" else "x"
+
+
+_KINDS: Final = "".join(_kind(chr(i)) for i in range(128)).encode() + bytes(128)
 _CODE_MARKS = (
     "```",
     "def ",
@@ -167,27 +181,40 @@ def _vector(prompt: Prompt) -> Vector:
     bucket = task_bucket(prompt)
     if bucket is not None:
         x[bucket - TASKS] = 1.0
-    return x.clip(-LARGEST, LARGEST).astype(np.float16).astype(np.float64)
+    return np.minimum(np.maximum(x, -LARGEST), LARGEST).astype(np.float16).astype(np.float64)
 
 
 def _facts(prompt: Prompt, text: str, lower: str) -> tuple[float, ...]:
     facts = _Facts(text, lower, text.encode("ascii", "ignore"))
-    spaced = len(text.split()) or 1
+    spaced, choices = _spaced_and_choices(facts)
     return (
         facts.length(),
         facts.share(facts.count(_DIGITS), 0.05),
-        min(len(_CHOICES.findall(text)), 4) / 4,
-        min(sum(lower.count(mark) for mark in _CODE_MARKS), 4) / 4,
+        min(choices, 4) / 4,
+        min(sum(map(lower.count, _CODE_MARKS)), 4) / 4,
         facts.share(facts.count(_MATH_MARKS), 0.03),
         facts.share(len(text) - len(facts.ascii), 0.05),
         facts.share(text.count("\n"), 0.02),
-        (len(text) / spaced - 6.0) / 2.0,
+        (len(text) / (spaced or 1) - 6.0) / 2.0,
         1.0 if text.rstrip().endswith("?") else 0.0,
         math.log(prompt.turns),
         math.log1p(len(prompt.system)) / 6,
         float(prompt.tools),
         float(prompt.images),
     )
+
+
+def _spaced_and_choices(facts: _Facts) -> tuple[int, int]:
+    """How many stretches of the text stand between blanks, and how many marks of a choice, such as "A) "."""
+    raw = facts.ascii
+    if len(raw) != len(facts.text):
+        return len(facts.text.split()), len(_CHOICES.findall(facts.text))
+    spaced = (b" " + raw.translate(_BLANKS)).count(b" x")
+    kinds = raw.translate(_KINDS)
+    choices = kinds.count(b"abc")
+    if choices:  # not those within a word
+        choices -= kinds.count(b"wabc") + kinds.count(b"aabc")
+    return spaced, choices
 
 
 def _excerpt(text: str) -> str:

@@ -13,7 +13,7 @@ a heavy tail is safer counted than modelled. Slopes are shrunk: on recorded outc
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +28,7 @@ FACTS: Final = 6
 UNIT: Final = 2.0**20
 TYPICAL_TOKENS: Final = 300.0
 SLOPE_VARIANCES: Final = (0.5, 0.05)  # shared and arm, in units of the noise: beliefs worth 2 and 20 calls
-SHAPE_MAX: Final = 8.0  # nobody's answer is expected to be so many times longer or shorter than usual
+LOG_SHAPE_MAX: Final = math.log(8.0)  # nobody's answer is expected to be so many times longer or shorter than usual
 PSEUDO_CALLS: Final = 20.0  # that an arm borrows from all arms to say which requests it has had
 _UPPER: Final = np.triu_indices(FACTS)
 assert len(_UPPER[0]) + FACTS + 1 == LENGTH_SUMS
@@ -85,10 +85,14 @@ class Lengths:
         spread = np.einsum("ki,kij,kj->k", weights, moments, weights) - (centres * weights).sum(axis=1) ** 2
         return cls(weights, (centres * weights).sum(axis=1) + 0.5 * spread)
 
-    def shapes(self, x: Vector, rows: list[int]) -> Vector:
-        """(K,) how much longer than usual each arm's answer is expected to be for this request."""
-        logs = self.weights[rows] @ facts_of(x) - self.offsets[rows]
-        shapes: Vector = np.exp(logs.clip(-math.log(SHAPE_MAX), math.log(SHAPE_MAX)))
+    def of(self, rows: Sequence[int]) -> "Lengths":
+        """Of these rows alone."""
+        return Lengths(self.weights[rows], self.offsets[rows])
+
+    def shapes(self, x: Vector) -> Vector:
+        """How much longer than usual each row's answer is expected to be for this request."""
+        logs = self.weights @ facts_of(x) - self.offsets
+        shapes: Vector = np.exp(np.minimum(np.maximum(logs, -LOG_SHAPE_MAX), LOG_SHAPE_MAX))
         return shapes
 
 

@@ -82,12 +82,21 @@ def spread_floor(total: float, utility: Vector, allowed: Mask) -> Vector:
     Of all floors with the same expected loss sum f_a l_a this one makes the variance of importance weights, which goes
     with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the worst arm.
     """
-    loss = utility[allowed].max() - utility[allowed]
-    mean = float(loss.mean())
-    weights = 1.0 / np.sqrt(loss + 0.05 * mean) if mean > 0 else np.ones(len(loss))
+    if allowed.all():
+        return _spread(total, utility)
     floors: Vector = np.zeros(len(utility))
-    floors[allowed] = total * weights / weights.sum()
+    floors[allowed] = _spread(total, utility[allowed])
     return floors
+
+
+def _spread(total: float, utility: Vector) -> Vector:
+    loss = np.maximum.reduce(utility) - utility
+    mean = float(np.add.reduce(loss)) / len(loss)
+    if mean <= 0:
+        return np.full(len(loss), total / len(loss))
+    weights = 1.0 / np.sqrt(loss + 0.05 * mean)
+    spread: Vector = weights * (total / float(np.add.reduce(weights)))
+    return spread
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """What is believed at one point of the log: quality and cost of every arm. Made from statistics, read when deciding."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from bandit.arms import Arm
 from bandit.belief import Belief
 from bandit.cost import CostModel
-from bandit.quality import QualityModel, QualityPosterior
+from bandit.quality import PARTS_KEPT, QualityModel, QualityPosterior
 from bandit.statistics import CallStatistics, RatingStatistics
-from bandit.types import Context
+from bandit.types import Context, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +21,7 @@ class Posterior:
     cost: CostModel
     ratings: Mapping[str, float]
     token: str
+    _counts: dict[tuple[str, ...], Vector] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -39,12 +40,21 @@ class Posterior:
 
     def belief(self, context: Context, candidates: Sequence[Arm]) -> Belief:
         """About these candidates (at least one), for this request."""
-        names = [arm.name for arm in candidates]
+        names = tuple([arm.name for arm in candidates])
         return Belief(
             arms=candidates,
             quality=self.quality.predict(context.x, names),
             cost_usd=self.cost.expected_usd(candidates, context.needs, context.x),
             typical=self.quality.typical(names),
             noise_variance=self.quality.noise_variance,
-            ratings=np.array([self.ratings.get(name, 0.0) for name in names]),
+            ratings=self._ratings_of(names),
         )
+
+    def _ratings_of(self, names: tuple[str, ...]) -> Vector:
+        """(K,), kept for the next request: most have the same candidates."""
+        counts = self._counts.get(names)
+        if counts is None:
+            if len(self._counts) >= PARTS_KEPT:
+                self._counts.clear()
+            counts = self._counts[names] = np.array([self.ratings.get(name, 0.0) for name in names])
+        return counts

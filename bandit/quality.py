@@ -45,6 +45,7 @@ from bandit.types import Matrix, Vector
 # nothing of which arm is best, believing that they may costs for ever.
 SLOPES: Final = ((1.0, 0.0), (1 / 32, 3.0))
 AS_THE_PRIOR_SAYS: Final = SLOPES[:1]
+PARTS_KEPT: Final = 32  # choices of arms whose rows a posterior keeps gathered
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +142,7 @@ class SharedBaseline:
             for slopes, lacking in (self.slopes if ratings else AS_THE_PRIOR_SAYS)
         ]
         best = max(fits, key=attrgetter("log_evidence"))
-        return replace(best, rows={arm.name: k for k, arm in enumerate(arms)})
+        return replace(best, rows={arm.name: k for k, arm in enumerate(arms)}, _parts={})
 
     def _fit(
         self,
@@ -240,23 +241,50 @@ class SharedBaselinePosterior:
     noise_variance: float
     typical_x: Vector
     log_evidence: float
+    _parts: "dict[tuple[str, ...], _Part]" = field(default_factory=dict, repr=False)
 
     def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
-        rows = self._rows(arms)
-        Y = (self.inverses @ x).reshape(self.precisions.shape)[rows]  # (K, d): B_a^-1 x
-        V = (Y * self.precisions[rows]) @ self.shared_factor
+        part = self._part(arms)
+        Y = (part.inverses @ x).reshape(part.weights.shape)  # (K, d): B_a^-1 x
+        V = (Y * part.precisions) @ self.shared_factor
         covariance = V @ V.T
-        covariance.flat[:: len(rows) + 1] += Y @ x
+        covariance.ravel()[:: len(Y) + 1] += Y @ x  # its diagonal
         covariance *= self.noise_variance
-        return Prediction(self.weights[rows] @ x, covariance)
+        return Prediction(part.weights @ x, covariance)
 
     def typical(self, arms: Sequence[str]) -> Vector:
-        typical: Vector = self.weights[self._rows(arms)] @ self.typical_x
-        return typical
+        return self._part(arms).typical
 
-    def _rows(self, arms: Sequence[str]) -> list[int]:
+    def _part(self, arms: Sequence[str]) -> "_Part":
+        """These arms' rows, gathered once: requests ask for the same arms over and over."""
+        key = tuple(arms)
+        part = self._parts.get(key)
+        if part is None:
+            if len(self._parts) >= PARTS_KEPT:
+                self._parts.clear()
+            part = self._parts[key] = self._gathered(key)
+        return part
+
+    def _gathered(self, arms: tuple[str, ...]) -> "_Part":
         last = len(self.weights) - 1
-        return [self.rows.get(arm, last) for arm in arms]
+        rows = [self.rows.get(arm, last) for arm in arms]
+        d = len(self.typical_x)
+        return _Part(
+            weights=self.weights[rows],
+            inverses=self.inverses.reshape(-1, d, d)[rows].reshape(-1, d),
+            precisions=self.precisions[rows],
+            typical=self.weights[rows] @ self.typical_x,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Of K arms: weights, precisions (K, d), inverses (K d, d), typical (K,) quality over the traffic so far."""
+
+    weights: Matrix
+    inverses: Matrix
+    precisions: Matrix
+    typical: Vector
 
 
 @cache

@@ -10,6 +10,7 @@ tenth of its time and a hundredth of its memory.
 
 import hashlib
 import re
+import sys
 import zlib
 from importlib.resources import files
 from typing import Final
@@ -20,7 +21,12 @@ from numpy.typing import NDArray
 from bandit.types import Vector
 
 READ_CHARS: Final = 1200  # of a text's head and as many of its tail: cost stays bounded
+KNOWN_MAX: Final = 20_000  # words whose rows are remembered
+KNOWN_CHARS: Final = 24  # the longest of them
+SIGNS_MAX: Final = 10  # different signs in a text up to which setting them apart one by one beats a pattern
 _WORD = re.compile(r"\w+|[^\w\s]")
+_ASCII_WORD = re.compile(r"[a-z0-9_]+|[^\sa-z0-9_]")  # the same in a text of ASCII in lower case
+_NO_SIGNS: Final = bytes(i for i in range(128) if chr(i).isalnum() or chr(i) == "_" or chr(i).isspace())
 
 
 def _load() -> tuple[NDArray[np.float32], Vector]:
@@ -35,16 +41,46 @@ VERSION: Final = "words-" + hashlib.blake2b(TABLE.tobytes() + OFFSET.tobytes(), 
 
 def mean_direction(lower: str) -> Vector:
     """(DIRECTIONS,) of a text in lower case; OFFSET for a text without words."""
-    rows = buckets(lower, BUCKETS)
-    if not rows:
+    rows = np.frombuffer(b"".join(map(_ROWS.__getitem__, words_of(lower))), np.intp)
+    if not len(rows):
         return OFFSET
-    direction: Vector = TABLE[rows].mean(axis=0) + OFFSET
+    direction: Vector = np.add.reduce(TABLE.take(rows, axis=0), axis=0) / len(rows) + OFFSET
     return direction
 
 
 def buckets(lower: str, size: int) -> list[int]:
     """The bucket, below size, of each word and each sign, in order."""
+    return [_bucket(word, size) for word in words_of(lower)]
+
+
+def words_of(lower: str) -> list[str]:
+    """Each word and each sign of a text in lower case, in order; of a long text its head's and its tail's."""
     if len(lower) > 2 * READ_CHARS:
         lower = lower[:READ_CHARS] + " " + lower[-READ_CHARS:]
-    crc = zlib.crc32
-    return [crc(word.encode("utf-8", "surrogatepass")) % size for word in _WORD.findall(lower)]
+    if not lower.isascii():
+        return _WORD.findall(lower)
+    signs = set(lower.encode().translate(None, _NO_SIGNS))
+    if len(signs) > SIGNS_MAX:
+        return _ASCII_WORD.findall(lower)
+    for sign in map(chr, signs):
+        lower = lower.replace(sign, f" {sign} ")
+    return lower.split()
+
+
+def _bucket(word: str, size: int) -> int:
+    return zlib.crc32(word.encode("utf-8", "surrogatepass")) % size
+
+
+class _Rows(dict[str, bytes]):
+    """Word -> its row of TABLE as the bytes of an integer. A memory of what can be worked out at any time."""
+
+    def __missing__(self, word: str) -> bytes:
+        row = _bucket(word, BUCKETS).to_bytes(np.intp().itemsize, sys.byteorder)
+        if len(word) <= KNOWN_CHARS:
+            if len(self) >= KNOWN_MAX:
+                self.clear()
+            self[word] = row
+        return row
+
+
+_ROWS: Final = _Rows()
