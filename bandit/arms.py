@@ -50,6 +50,12 @@ def eligible(
 
     unavailable: arm name -> why it cannot be called now (no key, failed in this request, ...).
     """
+    arms = tuple(arms)
+    tokens = needs.tokens_in + (needs.max_tokens_out or 0)
+    if not (needs.tools or needs.images or needs.json_schema or unavailable) and all(
+        [tokens <= arm.context_window_tokens for arm in arms]
+    ):
+        return arms, ()  # as nearly always
     able: list[Arm] = []
     unable: list[Exclusion] = []
     for arm in arms:

@@ -65,6 +65,10 @@ class CostModel:
             expected = np.where(listed > 0, listed * part.correction, part.unpriced)
         return expected
 
+    def latency_s(self, arms: Sequence[Arm]) -> Vector:
+        """(K,) mean of each arm's calls that were timed; NaN before the first."""
+        return self._part(arms).latency_s
+
     def _part(self, arms: Sequence[Arm]) -> "_Part":
         """What concerns these arms, gathered once for as long as they and their prices stay."""
         key = tuple([arm.name for arm in arms])
@@ -90,6 +94,7 @@ class CostModel:
             price_out=prices[:, 1].copy(),
             priced=bool(prices[:, 0].min(initial=np.inf) > 0),
             lengths=self.lengths.of(rows),
+            latency_s=np.array([_latency_s(self.calls.get(arm.name, NO_CALLS)) for arm in arms]),
         )
 
     def tokens_out(self, arm: str) -> float:
@@ -112,6 +117,11 @@ class _Part:
     price_out: Vector
     priced: bool
     lengths: Lengths
+    latency_s: Vector
+
+
+def _latency_s(seen: CallStatistics) -> float:
+    return 1e-6 * seen.latency_us / seen.timed if seen.timed else np.nan
 
 
 def _usual(seen: CallStatistics, pooled: CallStatistics) -> tuple[float, float, float, float]:

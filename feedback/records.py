@@ -92,7 +92,7 @@ class DecisionPrefix:
 def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: int = 0) -> DecisionPrefix:
     """decided_at: Unix seconds; policy: 8-byte tag of the policy and quality model that decided."""
     arm, needs = decision.arm, decision.context.needs
-    k = decision.candidates.index(arm)
+    k = next(k for k, candidate in enumerate(decision.candidates) if candidate is arm)
     return DecisionPrefix(
         arm=arm.name,
         x=decision.context.x,
@@ -114,7 +114,8 @@ def policy_tag(*parts: object) -> bytes:
 
 
 def encode_record(prefix: DecisionPrefix, explanation: dict[str, Any]) -> bytes:
-    return prefix.encode() + orjson.dumps(explanation)
+    """explanation: what JSON can say, and arrays of numbers, whose NaN is null."""
+    return prefix.encode() + orjson.dumps(explanation, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def decode_record(data: bytes) -> tuple[DecisionPrefix, dict[str, Any]]:

@@ -46,6 +46,14 @@ class Place:
             return "resting"
         return None
 
+    def is_doubtful(self, now_s: float) -> bool:
+        """It has a fault, or may come to have one without a call that fails."""
+        return (
+            self.deployment.max_concurrent is not None
+            or self.breaker.is_open
+            or self.fault(now_s) is not None
+        )
+
     @property
     def load(self) -> float:
         return (self.outstanding + 1) / self.deployment.weight
@@ -67,6 +75,7 @@ class Deployments:
         self._places: dict[Deployment, Place] = {}
         self._of_model: dict[str, tuple[Place, ...]] = {}
         self._next = 0
+        self._doubtful: set[Place] = set()  # of all others it is known that they have no fault
         self.adopt(models)
 
     def adopt(self, models: Mapping[str, Model]) -> None:
@@ -76,6 +85,7 @@ class Deployments:
         self._of_model = {
             name: tuple(self._places[d] for d in model.deployments) for name, model in models.items()
         }
+        self._doubtful = set(self._places.values())
 
     @property
     def places(self) -> Iterable[Place]:
@@ -83,6 +93,9 @@ class Deployments:
 
     def faults(self, models: Iterable[str], now_s: float) -> dict[str, Fault]:
         """The models that cannot be called now, each with why. Sickness counts only while another can be called."""
+        self._doubtful = {place for place in self._doubtful if place.is_doubtful(now_s)}
+        if not self._doubtful:
+            return {}
         faults = {name: fault for name in models if (fault := self._fault(name, now_s)) is not None}
         if all(name in faults for name in models):
             return {name: fault for name, fault in faults.items() if fault != "resting"}
@@ -90,9 +103,13 @@ class Deployments:
 
     def visit(self, model: str, now_s: float, *, not_again: Iterable[Place] = ()) -> Visit | None:
         """The place to call, counted as called; None where each has been tried. A sick one only if there is no other."""
+        places = self._of_model[model]
+        if len(places) == 1 and not not_again and places[0] not in self._doubtful:
+            places[0].outstanding += 1
+            return Visit(places[0], places[0].breaker.begin(now_s))
         fit: list[Place] = []
         sick: list[Place] = []
-        for place in self._of_model[model]:
+        for place in places:
             fault = place.fault(now_s) if place not in not_again else "unavailable"
             if fault is None:
                 fit.append(place)
@@ -121,6 +138,7 @@ class Deployments:
     def failed(self, visit: Visit, now_s: float, *, timeout: bool = False) -> None:
         visit.reported = True
         place = visit.place
+        self._doubtful.add(place)
         place.breaker.failed(now_s, probe=visit.probe, timeout=timeout)
         place.record.add(now_s, failed=True)
         if self._may_leave_out(place, now_s):
@@ -129,6 +147,7 @@ class Deployments:
     def full(self, visit: Visit, now_s: float, *, retry_after_s: float | None) -> None:
         """The place asked for time. It works; so a breaker that was testing it closes."""
         visit.reported = True
+        self._doubtful.add(visit.place)
         visit.place.breaker.succeeded(probe=visit.probe)
         pause_s = BUSY_S if retry_after_s is None else retry_after_s
         visit.place.busy_until_s = max(visit.place.busy_until_s, now_s + pause_s)

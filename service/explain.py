@@ -5,21 +5,23 @@ objective makes of them, and the probability with which it was chosen. Per model
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict
+from functools import lru_cache
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from bandit.arms import Exclusion
 from bandit.decide import Decision
 from bandit.policy import Policy, objective_of
 from bandit.posterior import Posterior
-from bandit.types import Needs
+from bandit.types import Matrix, Needs
 from feedback.records import DecisionPrefix
 from service.outcomes import Outcome
 
-DIGITS: Final = 6
 CODES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "candidates": "the request did not name it as a candidate",
@@ -37,46 +39,46 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utility")
+_UNITS: Final = np.array([1e6, 1e6, 1e12, 1e4, 1e6])  # to what part of one each is told
+_NEEDS: Final = attrgetter(*Needs.__slots__)
 
-Belief = list[float | None]  # in the order of BELIEFS
+def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> Matrix:
+    """(K, 5) what was believed of each candidate, in the order of BELIEFS; NaN, null in JSON, where nothing is known.
 
-
-def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> list[Belief]:
-    """What was believed of each candidate. quality_mean: within 0..1, which a linear model is not. utility: of the expected quality, None where the policy weighs nothing."""
-    weighed = objective_of(policy) is not None
-    return [
-        [
-            round(min(max(float(decision.quality_mean[k]), 0.0), 1.0), DIGITS),
-            round(float(decision.quality_sd[k]), DIGITS),
-            float(f"{decision.cost_usd[k]:.6g}"),
-            _latency_s(posterior, arm.name),
-            _finite(decision.utility[k]) if weighed else None,
-        ]
-        for k, arm in enumerate(decision.candidates)
-    ]
-
-
-def _finite(utility: float) -> float | None:
-    """None for an arm that may not be called: minus infinity is no JSON."""
-    return round(float(utility), DIGITS) if np.isfinite(utility) else None
+    quality_mean: within 0..1, which a linear model is not. utility: of the expected quality, where the policy weighs any.
+    """
+    told = np.empty((len(decision.candidates), len(BELIEFS)))
+    told[:, 0] = np.minimum(np.maximum(decision.quality_mean, 0.0), 1.0)
+    told[:, 1] = decision.quality_sd
+    told[:, 2] = decision.cost_usd
+    told[:, 3] = posterior.cost.latency_s(decision.candidates)
+    told[:, 4] = decision.utility if objective_of(policy) is not None else np.nan
+    rounded: Matrix = np.rint(told * _UNITS) / _UNITS  # an arm that may not be called is worth minus infinity: null too
+    return rounded
 
 
 def explanation_of(
-    route: str, policy: Policy, decision: Decision, excluded: Sequence[Exclusion], believed: list[Belief]
+    route: str, policy: Policy, decision: Decision, excluded: Sequence[Exclusion], believed: Matrix
 ) -> dict[str, Any]:
     """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it."""
     return {
         "route": route,
-        "policy": repr(policy),
+        "policy": _told(policy),
         "log": decision.token,
         "candidates": [
             [arm.name, p, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out]
             for arm, p in zip(decision.candidates, decision.probabilities.tolist(), strict=True)
         ],
-        "needs": astuple(decision.context.needs),
+        "needs": _NEEDS(decision.context.needs),
         "excluded": {e.arm: e.code for e in excluded},
         "beliefs": believed,
     }
+
+
+def as_stored(explanation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An explanation as it is read back from a record."""
+    stored: Mapping[str, Any] = orjson.loads(orjson.dumps(explanation, option=orjson.OPT_SERIALIZE_NUMPY))
+    return stored
 
 
 def shown(
@@ -139,7 +141,6 @@ def _choice(candidates: Sequence[Mapping[str, Any]], chosen: str) -> str:
     return "exploit" if best["model"] == chosen else "explore"
 
 
-def _latency_s(posterior: Posterior, arm: str) -> float | None:
-    """Mean of the calls that were timed; None before the first."""
-    calls = posterior.cost.calls.get(arm)
-    return round(calls.latency_us / calls.timed * 1e-6, 4) if calls is not None and calls.timed else None
+@lru_cache(maxsize=256)
+def _told(policy: Policy) -> str:
+    return repr(policy)

@@ -27,7 +27,7 @@ from service.cascade import judge_request, judge_score, text_of, token_confidenc
 from service.config import Cascade, Settings
 from service.deployments import REASONS, Deployments
 from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
-from service.explain import beliefs, explanation_of, shown
+from service.explain import as_stored, beliefs, explanation_of, shown
 from service.hedge import hedged
 from service.narrowing import narrowed
 from service.outcomes import Outcomes
@@ -112,7 +112,7 @@ class Pipeline:
         candidates, excluded = self._candidates(request)
         decision_id = self._shell.new_id(request.route.learned.scope)
         decision = self._decide(request, candidates, decision_id)
-        explanation = self._explanation(request, decision, excluded)
+        explanation = as_stored(self._explanation(request, decision, excluded))
         reasons = {exclusion.arm: exclusion.reason for exclusion in excluded}
         told = shown(explanation, chosen=decision.arm.name, propensity=decision.propensity, reasons=reasons)
         return {"decision_id": None, **told}
