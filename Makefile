@@ -11,7 +11,7 @@ help:
 	@echo "make run     leave the same fleet and the gateway up, with a curl line to try"
 	@echo "make test    the whole test suite, on servers that it starts itself"
 	@echo "make check   format, lint, types, import contracts, tests: the one gate"
-	@echo "make bench   decision quality beside its rivals, and microseconds beside the bare work"
+	@echo "make bench   decision quality, microseconds, the store, and the gateway beside its rivals"
 	@echo "make soak    5,000 schedules of failures, a store frozen for 30 s under load, and all else that takes minutes"
 	@echo "make clean   remove what the commands above made"
 

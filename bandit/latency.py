@@ -45,6 +45,13 @@ class LogTimes:
         log_s = math.log(max(seconds, SHORTEST_S))
         return cls(1.0, log_s, log_s * log_s)
 
+    @classmethod
+    def of_all(cls, seconds: Sequence[float], weights: Vector) -> "LogTimes":
+        """NaN counts for nothing."""
+        logs = np.log(np.maximum(np.array(seconds), SHORTEST_S))
+        weights, logs = weights[known := ~np.isnan(logs)], logs[known]
+        return cls(float(weights.sum()), float(weights @ logs), float(weights @ (logs * logs)))
+
     def __add__(self, other: "LogTimes") -> "LogTimes":
         return LogTimes(self.n + other.n, self.total + other.total, self.squares + other.squares)
 
@@ -76,6 +83,19 @@ class LatencyStatistics:
         paced = bool(tokens_out) and latency_s > first_byte_s
         pace = LogTimes.of((latency_s - first_byte_s) / tokens_out) if paced and tokens_out else LogTimes()
         return cls(LogTimes.of(first_byte_s), pace, at)
+
+    @classmethod
+    def of_calls(
+        cls,
+        *,
+        first_byte_s: Sequence[float],
+        s_per_token: Sequence[float],
+        ages_s: Sequence[float],
+        at: float,
+    ) -> "LatencyStatistics":
+        """Answers (at least one) of these ages, as of `at`. s_per_token: NaN for one that tells nothing of its pace."""
+        weights = 2.0 ** (-np.array(ages_s) / HALF_LIFE_S)
+        return cls(LogTimes.of_all(first_byte_s, weights), LogTimes.of_all(s_per_token, weights), at)
 
     def __add__(self, other: "LatencyStatistics") -> "LatencyStatistics":
         """Both as of the later time. In whatever order calls are added, the weights are of their ages."""

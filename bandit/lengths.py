@@ -28,7 +28,9 @@ FACTS: Final = 6
 UNIT: Final = 2.0**20
 TYPICAL_TOKENS: Final = 300.0
 SLOPE_VARIANCES: Final = (0.5, 0.05)  # shared and arm, in units of the noise: beliefs worth 2 and 20 calls
-LOG_SHAPE_MAX: Final = math.log(8.0)  # nobody's answer is expected to be so many times longer or shorter than usual
+LOG_SHAPE_MAX: Final = math.log(
+    8.0
+)  # nobody's answer is expected to be so many times longer or shorter than usual
 PSEUDO_CALLS: Final = 20.0  # that an arm borrows from all arms to say which requests it has had
 _UPPER: Final = np.triu_indices(FACTS)
 assert len(_UPPER[0]) + FACTS + 1 == LENGTH_SUMS
@@ -53,9 +55,17 @@ def facts_of(x: Vector) -> Vector:
 
 def length_sums(x: Vector, tokens_out: int) -> tuple[int, ...]:
     """One call's part in the sums of phi phi', phi log t and log^2 t, in units of 1 / UNIT."""
-    phi, log_t = facts_of(x), math.log(max(tokens_out, 1))
-    parts = np.r_[np.outer(phi, phi)[_UPPER], log_t * phi, log_t * log_t]
-    return tuple(np.rint(parts * UNIT).astype(np.int64).tolist())
+    return lengths_of(x[None], (tokens_out,))
+
+
+def lengths_of(X: Matrix, tokens_out: Sequence[int]) -> tuple[int, ...]:
+    """Those sums over calls with features X (n, d): integers, so they are the same however calls are grouped."""
+    phi = X[:, :FACTS]
+    if phi.shape[1] < FACTS:
+        phi = np.pad(phi, ((0, 0), (0, FACTS - phi.shape[1])))
+    log_t = np.array([math.log(max(tokens, 1)) for tokens in tokens_out])[:, None]
+    parts = np.concatenate([phi[:, _UPPER[0]] * phi[:, _UPPER[1]], log_t * phi, log_t * log_t], axis=1)
+    return tuple(np.rint(parts * UNIT).astype(np.int64).sum(axis=0).tolist())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

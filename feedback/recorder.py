@@ -6,15 +6,18 @@ makes an append whose answer was lost harmless.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
 from bandit.latency import LatencyStatistics
 from bandit.statistics import CallStatistics
+from feedback.answers import Answered, calls_of, latency_of
 from feedback.events import Called, encode_called
 from feedback.store import Log, StoreError
 
 DECISIONS_KEPT: Final = 20_000
+ANSWERS_HELD: Final = 1024
 BATCH: Final = 256
 NO_EXPLANATION: Final = b"{}"  # what stands for the rest of a record whose prefix alone is known
 
@@ -27,6 +30,7 @@ class Recorder:
         self._log, self._worker = log, worker
         self._unwritten: OrderedDict[str, bytes] = OrderedDict()
         self._written: OrderedDict[str, bytes] = OrderedDict()
+        self._answers: list[tuple[str, Answered]] = []  # not yet in the sums
         self._calls: dict[str, CallStatistics] = {}
         self._latencies: dict[str, LatencyStatistics] = {}
         self._sequence = 0
@@ -41,6 +45,12 @@ class Recorder:
         """Decisions that the store does not have yet."""
         return len(self._unwritten)
 
+    @property
+    def calls(self) -> Mapping[str, CallStatistics]:
+        """By arm: what calls took since the last event of this process."""
+        self._sum_answers()
+        return self._calls
+
     def decided(self, decision_id: str, record: bytes) -> None:
         self._unwritten[decision_id] = record
         if len(self._unwritten) > DECISIONS_KEPT:
@@ -52,6 +62,20 @@ class Recorder:
         if latency is not None:
             before = self._latencies.get(arm)
             self._latencies[arm] = latency if before is None else before + latency
+
+    def answered(self, arm: str, answer: Answered) -> None:
+        """An answer is complete. It is only put down here: sums are made for many at once."""
+        self._answers.append((arm, answer))
+        if len(self._answers) >= ANSWERS_HELD:
+            self._sum_answers()
+
+    def _sum_answers(self) -> None:
+        by_arm: dict[str, list[Answered]] = {}
+        for arm, answer in self._answers:
+            by_arm.setdefault(arm, []).append(answer)
+        self._answers = []
+        for arm, answers in by_arm.items():
+            self.called(arm, calls_of(answers), latency_of(answers))
 
     def record_of(self, decision_id: str) -> bytes | None:
         """The decision's record, where this process still holds it."""
@@ -96,6 +120,7 @@ class Recorder:
         self._written.clear()
 
     async def _flush_calls(self) -> None:
+        self._sum_answers()
         if self._sending is None and self._calls:
             self._sending = Called(self._worker, self._sequence, self._calls, self._latencies)
             self._sequence, self._calls, self._latencies = self._sequence + 1, {}, {}

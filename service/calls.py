@@ -7,15 +7,14 @@ model is tried is the pipeline's business. What a call took is told once, howeve
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import orjson
 
 from bandit.decide import Decision
-from bandit.latency import LatencyStatistics
-from bandit.lengths import length_sums
 from bandit.statistics import CallStatistics
+from feedback.answers import Answered
 from service.config import Deployment, Model, UpstreamSettings
 from service.deployments import Deployments, Place, Visit
 from service.errors import UnavailableError, UpstreamFailedError, UpstreamTimeoutError
@@ -243,28 +242,17 @@ class Calls:
     def _finished(self, call: Call) -> None:
         self._deployments.answered(call.visit, self.now_s)
         attempt, usage = call.attempt, call.usage
-        ticks = self._shell.ticks()
-        timed = CallStatistics(
-            timed=1,
-            latency_us=(ticks - attempt.started) // 1000,
-            first_byte_us=(call.first_byte - attempt.started) // 1000,
-        )
-        if usage.tokens_in is not None and usage.tokens_out is not None:
-            timed = replace(
-                timed,
-                calls=1,
-                tokens_in=usage.tokens_in,
-                tokens_in_estimated=attempt.decision.context.needs.tokens_in,
-                tokens_out=usage.tokens_out,
-                lengths=length_sums(attempt.decision.context.x, usage.tokens_out),
-            )
-        latency = LatencyStatistics.of_call(
-            first_byte_s=1e-6 * timed.first_byte_us,
-            latency_s=1e-6 * timed.latency_us,
+        decision = attempt.decision
+        answer = Answered(
+            x=decision.context.x,
+            tokens_in=usage.tokens_in,
+            tokens_in_estimated=decision.context.needs.tokens_in,
             tokens_out=usage.tokens_out,
+            first_byte_s=1e-9 * (call.first_byte - attempt.started),
+            latency_s=1e-9 * (self._shell.ticks() - attempt.started),
             at=self._shell.now(),
         )
-        attempt.route.learned.recorder.called(attempt.decision.arm.name, timed, latency)
+        attempt.route.learned.recorder.answered(decision.arm.name, answer)
         self._settle(call, "answered")
 
     def _failed(self, call: Call, failed: FailedError) -> None:

@@ -63,16 +63,24 @@ class ChatRoute:
             raise RequestTimeoutError(self._body_timeout_s) from None
         if body is None:
             return  # the client left before it had said what it wants
-        work = asyncio.create_task(self._respond(body, admission, send))
+        work, left = asyncio.current_task(), False
+
+        def leave(_: asyncio.Task[None]) -> None:
+            nonlocal left
+            left = True
+            if work is not None:
+                work.cancel()
+
         gone = asyncio.create_task(_gone(receive))
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            await self._respond(body, admission, send)
+        except asyncio.CancelledError:
+            if not left or (work is not None and work.uncancel()):
+                raise  # it is somebody else who ends us
         finally:
+            gone.remove_done_callback(leave)
             gone.cancel()
-            work.cancel()  # does nothing to work that is done
-            await asyncio.gather(work, gone, return_exceptions=True)
-        if not work.cancelled():
-            work.result()
 
     async def _body(self, receive: Receive) -> bytes | None:
         pieces: list[bytes] = []

@@ -4,12 +4,12 @@ Per candidate: what is believed of its quality (posterior mean and spread), its 
 objective makes of them, and the probability with which it was chosen. Per model left out: a code and a reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import orjson
@@ -42,6 +42,7 @@ BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utilit
 _UNITS: Final = np.array([1e6, 1e6, 1e12, 1e4, 1e6])  # to what part of one each is told
 _NEEDS: Final = attrgetter(*Needs.__slots__)
 
+
 def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> Matrix:
     """(K, 5) what was believed of each candidate, in the order of BELIEFS; NaN, null in JSON, where nothing is known.
 
@@ -53,7 +54,9 @@ def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> Matrix:
     told[:, 2] = decision.cost_usd
     told[:, 3] = posterior.cost.latency_s(decision.candidates)
     told[:, 4] = decision.utility if objective_of(policy) is not None else np.nan
-    rounded: Matrix = np.rint(told * _UNITS) / _UNITS  # an arm that may not be called is worth minus infinity: null too
+    rounded: Matrix = (
+        np.rint(told * _UNITS) / _UNITS
+    )  # an arm that may not be called is worth minus infinity: null too
     return rounded
 
 
@@ -63,7 +66,7 @@ def explanation_of(
     """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it."""
     return {
         "route": route,
-        "policy": _told(policy),
+        "policy": _told(cast("Hashable", policy)),
         "log": decision.token,
         "candidates": [
             [arm.name, p, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out]
@@ -142,5 +145,5 @@ def _choice(candidates: Sequence[Mapping[str, Any]], chosen: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _told(policy: Policy) -> str:
+def _told(policy: Hashable) -> str:
     return repr(policy)

@@ -42,7 +42,7 @@ class ChatRequest:
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises BadRequestError naming the field and what would be right."""
     data = _object(body)
-    for name in duplicate_keys(body):
+    for name in duplicate_keys(body, data):
         raise BadRequestError(f"{name} stands twice in the body; which one is meant?", param=name)
     if (field := forbidden_field(body, data)) is not None:
         raise BadRequestError(

@@ -7,7 +7,9 @@ to set change. The input is bytes that a JSON parser has already accepted as an 
 import json
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
 # Possessive, so that nothing is kept for backtracking: a string of megabytes costs no memory. No group that repeats
@@ -15,6 +17,9 @@ from typing import Final
 OPENING: Final = re.compile(rb"\s*+\{\s*+")
 MEMBER: Final = re.compile(rb'[\s,]*+"([^"]*+)"\s*+:\s*+')
 SCALAR: Final = re.compile(rb'"[^"]*+"|[^\s,}]++')
+# The first members, up to one that is an object, an array, or a string with an escape in it.
+PLAIN: Final = re.compile(rb'\s*+\{(?:\s*+"[^"\\]*+"\s*+:\s*+(?:"[^"\\]*+"|[^\s,"{}\[\]]++)\s*+,){0,64}')
+VALUE: Final = re.compile(rb'\s*+:\s*+("[^"\\]*+"|[^\s,"{}\[\]]++)')
 BRACKET: Final = re.compile(rb'[^"{}\[\]]*+(?:"[^"]*+"[^"{}\[\]]*+)*+([{}\[\]])')
 
 Member = tuple[str, int, int]  # key, start and end of its value
@@ -26,10 +31,12 @@ def replace_values(data: bytes, values: Mapping[str, bytes]) -> bytes:
     A key that is missing is inserted behind the opening brace. A key written twice is set twice: parsers differ in which
     of the two they take. Raises ValueError if `data` is not an object.
     """
-    pieces: list[bytes] = []
     missing = dict(values)
+    spans = _plain_spans(data, values)
+    members = _members(data) if spans is None else spans
+    pieces: list[bytes] = []
     done = 0
-    for key, start, end in _members(data):
+    for key, start, end in members:
         if key in values:
             pieces += (data[done:start], values[key])
             missing.pop(key, None)
@@ -57,10 +64,52 @@ def value_ends(data: bytes, keys: Container[str]) -> list[int]:
     return [end for key, _, end in _members(data) if key in keys]
 
 
-def duplicate_keys(data: bytes) -> tuple[str, ...]:
-    """The top-level keys that are written more than once. Raises ValueError if `data` is not an object."""
+def duplicate_keys(data: bytes, keys: Iterable[str] = ()) -> tuple[str, ...]:
+    """The top-level keys that are written more than once. Raises ValueError if `data` is not an object.
+
+    keys: those that a parser found, each once; where each of them stands in the whole text but once, there is no need to
+    look where.
+    """
+    if keys and _is_spelled_plainly(data):
+        spelled = [_spelled(key) for key in keys]
+        if all([key is not None and data.count(key) == 1 for key in spelled]):
+            return ()
     counts = Counter(key for key, _, _ in _members(data))
     return tuple(key for key, count in counts.items() if count > 1)
+
+
+def _plain_spans(data: bytes, keys: Iterable[str]) -> list[Member] | None:
+    """Where the values of these keys stand, in order, without those that are nowhere in `data`; None where that takes a
+    closer look: a key stands twice, or not among the plain members at the beginning.
+    """
+    opening = PLAIN.match(data)
+    if opening is None or not _is_spelled_plainly(data):
+        return None
+    spans: list[Member] = []
+    for key in keys:
+        spelled = _spelled(key)
+        if spelled is None:
+            return None
+        at = data.find(spelled)
+        if at < 0:
+            continue
+        value = VALUE.match(data, at + len(spelled))
+        if value is None or value.end() > opening.end() or data.find(spelled, at + 1) >= 0:
+            return None
+        spans.append((key, *value.span(1)))
+    return sorted(spans, key=itemgetter(1))
+
+
+def _is_spelled_plainly(data: bytes) -> bool:
+    """No key of ASCII can be hidden behind an escape that it does not need."""
+    return b"\\" not in data or (b"\\u00" not in data and b"\\/" not in data)
+
+
+@lru_cache(maxsize=1024)
+def _spelled(key: str) -> bytes | None:
+    """The one way to write this key without needless escapes; None for one with characters that have several."""
+    plain = key.isascii() and key.isprintable() and not set(key) & set('"\\/')
+    return f'"{key}"'.encode() if plain else None
 
 
 def _members(data: bytes) -> Iterator[Member]:

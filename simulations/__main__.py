@@ -16,6 +16,7 @@ from feedback.shipped import shipped_prior
 from simulations import (
     apgr,
     bench,
+    bench_gateway,
     bench_quality,
     bench_store,
     demo,
@@ -242,9 +243,9 @@ def _run_scenarios(options: argparse.Namespace) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        metavar="quality | times | store | DIR",
+        metavar="quality | times | store | gateway | memory | DIR",
         nargs="*",
-        help='which tables (default: all), then folders of recorded outcomes, or "wheel" (default)',
+        help='which tables (default: all but memory), then folders of recorded outcomes, or "wheel" (default)',
     )
     parser.add_argument("--seeds", "--orders", type=_positive, default=5, metavar="N")
     parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="requests a stream")
@@ -260,6 +261,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_prior(parser)
     _add_dask(parser)
     parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
+    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="of the gateway's bench")
+    parser.add_argument(
+        "--without-rivals", action="store_true", help="of the gateway: install and measure no others"
+    )
     parser.set_defaults(run=_run_bench)
 
 
@@ -292,7 +297,7 @@ def _run_paretobandit(options: argparse.Namespace) -> None:
 
 
 def _run_bench(options: argparse.Namespace) -> None:
-    named = options.what[:1] in (["quality"], ["times"], ["store"])
+    named = options.what[:1] and options.what[0] in ("quality", "times", "store", "gateway", "memory")
     tables, *data = options.what if named else ["", *options.what]
     if tables in ("", "quality"):
         plan = bench_quality.Plan(
@@ -309,6 +314,10 @@ def _run_bench(options: argparse.Namespace) -> None:
         bench.times()
     if tables in ("", "store"):
         bench_store.run()
+    if tables in ("", "gateway"):
+        bench_gateway.run(bench_gateway.Plan(options.rounds, rivals=not options.without_rivals))
+    if tables == "memory":
+        bench_gateway.soak()
 
 
 def _add_apgr(parser: argparse.ArgumentParser) -> None:

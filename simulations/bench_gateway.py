@@ -4,21 +4,18 @@ Each round visits every stack with every shape of load; figures are medians over
 within a round with their smallest and largest beside them: what else the machine does falls out of them.
 """
 
-import asyncio
 import gc
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import uvloop
 
 from simulations import bench_gateway_tables as tables
 from simulations.bench_load import Sample, Shape, load
 from simulations.bench_rivals import RIVALS
-from simulations.bench_stacks import BARE, MANY, NAIVE, PARTIAL, ROUTER, Field, Stack, gateway, running
+from simulations.bench_stacks import MANY, PARTIAL, ROUTER, Field, Stack, running
 
 CONNECTIONS: Final = (1, 16, 64)
 SOAK_REQUESTS: Final = 200_000
@@ -51,9 +48,10 @@ def shapes(plan: Plan) -> list[Shape]:
 
 
 def run(plan: Plan) -> None:
-    with tempfile.TemporaryDirectory() as folder, running(
-        Path(folder), rivals=RIVALS if plan.rivals else ()
-    ) as where:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(Path(folder), rivals=RIVALS if plan.rivals else ()) as where,
+    ):
         seen = uvloop.run(_measured(where, plan))
     print(tables.page(seen, shapes(plan)), flush=True)
 

@@ -48,7 +48,11 @@ def page(seen: "Seen", shapes: Sequence[Shape]) -> str:
 
 
 def _whole_table(seen: "Seen", shapes: Sequence[Shape]) -> str:
-    head = ["whole answers", *(f"req/s, {s.connections} conn." for s in shapes), "added p50 / p99 µs, 1 conn."]
+    head = [
+        "whole answers",
+        *(f"req/s, {s.connections} conn." for s in shapes),
+        "added p50 / p99 µs, 1 conn.",
+    ]
     head += [f"CPU µs/req, {s.connections}" for s in shapes] + ["RSS MiB"]
     rows = []
     for name in _names(seen, shapes):

@@ -147,7 +147,7 @@ class _Run:
         if connection.busy and not self.ended:
             self.sample.failed += 1
         if not self.ended:
-            self._loop.create_task(self._again(type(connection)))  # noqa: RUF006 - a server that is gone ends the sample
+            self._loop.create_task(self._again(type(connection)))
 
     async def _again(self, kind: "type[_Connection]") -> None:
         await self.connect(kind)
@@ -162,7 +162,7 @@ class _Run:
         """No more requests; those under way may end."""
         self.ended = True
         until = self._loop.time() + DRAIN_S
-        while any(connection.busy for connection in self._all) and self._loop.time() < until:
+        while any(c.busy for c in self._all) and self._loop.time() < until:  # noqa: ASYNC110 - of many, any may be last
             await asyncio.sleep(0.005)
         for connection in list(self._all):
             connection.transport.abort()

@@ -199,6 +199,8 @@ def installed(rival: Rival) -> Path:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_S)  # noqa: S603
     except (subprocess.SubprocessError, OSError) as error:
         said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        raise RivalError(f"{rival.requirement} could not be installed: {' '.join(said[-2:])[:300]}") from error
+        raise RivalError(
+            f"{rival.requirement} could not be installed: {' '.join(said[-2:])[:300]}"
+        ) from error
     done.touch()
     return python

@@ -96,7 +96,9 @@ def _start(
         child, url = stack.enter_context(process(command, folder / f"{what}.log"))
         stacks.append(Stack(name, _target(f"{url}/v1/chat/completions", MODEL), family(child.pid)))
     for name, arms in ((ROUTER, ARMS), (PARTIAL, 4), (MANY, 64)):
-        stacks.append(stack.enter_context(gateway(folder / f"gateway-{arms}", upstream, name=name, arms=arms)))
+        stacks.append(
+            stack.enter_context(gateway(folder / f"gateway-{arms}", upstream, name=name, arms=arms))
+        )
     missing: list[str] = []
     for rival in rivals:
         try:
@@ -188,5 +190,3 @@ def _rss_mib(pid: int) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), 0.0)
-
-

@@ -131,7 +131,7 @@ class Setup:
         return [decode_record(record) for record in recorder._unwritten.values()]
 
     def calls(self, route: str = "auto"):
-        return self.learning.routes[f"default.{route}"].recorder._calls
+        return self.learning.routes[f"default.{route}"].recorder.calls
 
     async def ask(self, model: str = "auto", **fields) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}]} | fields

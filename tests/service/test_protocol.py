@@ -158,7 +158,7 @@ def test_the_next_model_answers_where_the_first_gives(lab, scripts, case0):
     assert response.headers["x-router-attempts"] == "2"
     assert lab.outcomes() == [("one", "failed"), ("two", "answered")]
     assert "sk-upstream" not in response.text
-    calls = lab.gateway.learning.routes["default.auto"].recorder._calls
+    calls = lab.gateway.learning.routes["default.auto"].recorder.calls
     assert calls["one"].failures == 1
 
 
@@ -305,7 +305,7 @@ def test_a_client_that_leaves_closes_the_upstream_is_billed_and_blames_nobody(la
     outcome = lab.last()
     assert (outcome.estimated, outcome.tokens_out) == (True, 2 if stream else 0)
     assert outcome.cost_usd == pytest.approx((1 * 1 + outcome.tokens_out * 2) / 1e6)
-    assert "one" not in lab.gateway.learning.routes["default.auto"].recorder._calls
+    assert "one" not in lab.gateway.learning.routes["default.auto"].recorder.calls
     (place, _, _) = lab.gateway.pipeline.deployments.places
     assert (place.outstanding, place.record.tally(0.0).failures) == (0, 0)
 
@@ -361,7 +361,7 @@ def test_a_429_of_every_model_is_passed_on_as_capacity_with(lab, scripts, case0,
     assert response.headers.items() >= case1.items()
     assert "x-should-retry" not in response.headers
     assert lab.outcomes() == [("one", "full"), ("two", "full")]
-    assert lab.gateway.learning.routes["default.auto"].recorder._calls == {}
+    assert lab.gateway.learning.routes["default.auto"].recorder.calls == {}
 
 
 def test_a_model_that_asked_for_time_is_left_alone_and_then_nobody_is_asked_in_vain(lab, scripts):
@@ -391,7 +391,7 @@ def test_the_clients_own_mistake_is_passed_on_and_tried_nowhere_else(lab, script
     assert response.status_code == case0
     assert response.json()["error"]["message"] == "temperature must be below 2"
     assert lab.outcomes() == [("one", "refused")]
-    assert lab.gateway.learning.routes["default.auto"].recorder._calls == {}
+    assert lab.gateway.learning.routes["default.auto"].recorder.calls == {}
 
 
 TOO_LONG = [
