@@ -52,10 +52,10 @@ def eligible(
     """
     arms = tuple(arms)
     tokens = needs.tokens_in + (needs.max_tokens_out or 0)
-    if not (needs.tools or needs.images or needs.json_schema or unavailable) and all(
-        [tokens <= arm.context_window_tokens for arm in arms]
-    ):
-        return arms, ()  # as nearly always
+    if not (needs.tools or needs.images or needs.json_schema or unavailable):
+        windows = [arm.context_window_tokens for arm in arms]
+        if not windows or tokens <= min(windows):
+            return arms, ()  # as nearly always
     able: list[Arm] = []
     unable: list[Exclusion] = []
     for arm in arms:

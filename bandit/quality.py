@@ -245,7 +245,7 @@ class SharedBaselinePosterior:
 
     def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
         part = self._part(arms)
-        Y = (part.inverses @ x).reshape(part.weights.shape)  # (K, d): B_a^-1 x
+        Y = part.products(x)  # (K, d): B_a^-1 x
         V = (Y * part.precisions) @ self.shared_factor
         covariance = V @ V.T
         covariance.ravel()[:: len(Y) + 1] += Y @ x  # its diagonal
@@ -271,7 +271,7 @@ class SharedBaselinePosterior:
         d = len(self.typical_x)
         return _Part(
             weights=self.weights[rows],
-            inverses=self.inverses.reshape(-1, d, d)[rows].reshape(-1, d),
+            inverses=np.ascontiguousarray(self.inverses.reshape(-1, d, d)[rows].reshape(-1, d).T),
             precisions=self.precisions[rows],
             typical=self.weights[rows] @ self.typical_x,
         )
@@ -279,12 +279,22 @@ class SharedBaselinePosterior:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Of K arms: weights, precisions (K, d), inverses (K d, d), typical (K,) quality over the traffic so far."""
+    """Of K arms: weights, precisions (K, d), inverses (d, K d), typical (K,) quality over the traffic so far."""
 
     weights: Matrix
     inverses: Matrix
     precisions: Matrix
     typical: Vector
+
+    def products(self, x: Vector) -> Matrix:
+        """(K, d) B_a^-1 x of every arm. Features end in buckets of which one is used at most: most of them are not read."""
+        used = x.nonzero()[0]
+        if len(used) < 2:
+            return (x @ self.inverses).reshape(self.weights.shape)
+        head, last = used[-2] + 1, used[-1]
+        Y = x[:head] @ self.inverses[:head]
+        Y += x[last] * self.inverses[last]
+        return Y.reshape(self.weights.shape)
 
 
 @cache

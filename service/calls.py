@@ -6,9 +6,9 @@ model is tried is the pipeline's business. What a call took is told once, howeve
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import orjson
 
@@ -93,6 +93,34 @@ class Call:
         return self.visit.place.deployment
 
 
+class Line:
+    """A call's connection to its place. Closing it gives the connection up or back, and the place its turn."""
+
+    __slots__ = ("_call", "_calls", "_is_open", "_sending")
+
+    def __init__(self, calls: "Calls", call: Call, sending: AbstractAsyncContextManager[Reply]) -> None:
+        self._calls, self._call, self._sending, self._is_open = calls, call, sending, False
+
+    async def opened(self) -> Reply:
+        """Entered once. Raises UpstreamError."""
+        reply = await self._sending.__aenter__()
+        self._is_open = True
+        return reply
+
+    async def aclose(self) -> None:
+        try:
+            if self._is_open:
+                await self._sending.__aexit__(None, None, None)
+        finally:
+            self._calls.leave(self._call)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
 class Calls:
     def __init__(
         self, shell: Shell, deployments: Deployments, outcomes: Outcomes, limits: UpstreamSettings
@@ -104,8 +132,8 @@ class Calls:
     def now_s(self) -> float:
         return self._shell.ticks() * 1e-9
 
-    async def make(self, attempt: Attempt, tries: Tries, stack: AsyncExitStack) -> Answer:
-        """The answer up to its first byte; leaving `stack` closes the upstream. Raises FailedError."""
+    async def make(self, attempt: Attempt, tries: Tries) -> tuple[Answer, "Line"]:
+        """The answer up to its first byte, and its line, to be closed when all is said. Raises FailedError."""
         name = attempt.model.arm.name
         visited: list[Place] = []
         failure = FailedError(UnavailableError(f"{name} takes no more requests for the moment", 1), "full")
@@ -116,7 +144,7 @@ class Calls:
             visited.append(visit.place)
             tries.made += 1
             try:
-                return await self._call(Call(attempt, visit, Usage()), stack)
+                return await self._call(Call(attempt, visit, Usage()))
             except FailedError as failed:
                 failure = failed
                 if failed.fault in ("unfit", "client"):
@@ -139,25 +167,24 @@ class Calls:
         self._begun(call)
         self._finished(call)
 
-    async def _call(self, call: Call, stack: AsyncExitStack) -> Answer:
+    async def _call(self, call: Call) -> tuple[Answer, "Line"]:
         model, place = call.attempt.model, call.deployment
-        async with AsyncExitStack() as trial:
-            trial.callback(self.leave, call)
-            try:
-                sending = self._shell.upstream.send(
-                    f"{place.base_url}/chat/completions", _headers(place), _body(call.attempt, place)
-                )
-                reply = await trial.enter_async_context(sending)
-                answer = await self._receive(call, reply)
-            except UpstreamError as error:
-                failed = broken(error, model.arm.name)
-                self._failed(call, failed)
-                raise failed from error
-            except FailedError as failed:
-                self._failed(call, failed)
-                raise
-            stack.push_async_exit(trial.pop_all())
-            return answer
+        url, body = f"{place.base_url}/chat/completions", _body(call.attempt, place)
+        line = Line(self, call, self._shell.upstream.send(url, _headers(place), body))
+        try:
+            return await self._receive(call, await line.opened()), line
+        except UpstreamError as error:
+            failed = broken(error, model.arm.name)
+            self._failed(call, failed)
+            await line.aclose()
+            raise failed from error
+        except FailedError as failed:
+            self._failed(call, failed)
+            await line.aclose()
+            raise
+        except BaseException:
+            await line.aclose()
+            raise
 
     async def _receive(self, call: Call, reply: Reply) -> Answer:
         attempt, name, asked = call.attempt, call.attempt.model.arm.name, call.attempt.ask

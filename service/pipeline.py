@@ -22,7 +22,7 @@ from bandit.policy import Policy, objective_of
 from bandit.types import Context
 from feedback.records import encode_record, prefix_of
 from service.access import ANYBODY, Caller
-from service.calls import Answer, Attempt, Call, Calls, Shell, Tries
+from service.calls import Answer, Attempt, Call, Calls, Line, Shell, Tries
 from service.cascade import judge_request, judge_score, text_of, token_confidence, without_logprobs
 from service.config import Cascade, Settings
 from service.deployments import REASONS, Deployments
@@ -61,11 +61,11 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """What came of one attempt. stack: what to leave when the client has it all."""
+    """What came of one attempt. line: what to close when the client has it all."""
 
     attempt: Attempt
     answer: Answer
-    stack: AsyncExitStack
+    line: Line
 
 
 class Pipeline:
@@ -95,16 +95,18 @@ class Pipeline:
         if not caller.is_retry:
             self.budget.request()
         cascade = request.route.cascade
+        if cascade is None:
+            tried = await self._first_that_answers(request)
+            async with tried.line:
+                yield self._told(tried.answer, request)
+            return
         async with AsyncExitStack() as stack:
-            if cascade is None:
-                tried = await self._first_that_answers(request)
-                await stack.enter_async_context(tried.stack)
-                answer = tried.answer
-            else:
-                answer = await self._cascaded(request, cascade, stack)
-            answer.headers["x-router-attempts"] = str(request.tries.made)
-            answer.headers.update(caller.limits)
-            yield answer
+            yield self._told(await self._cascaded(request, cascade, stack), request)
+
+    def _told(self, answer: Answer, request: _Request) -> Answer:
+        answer.headers["x-router-attempts"] = str(request.tries.made)
+        answer.headers.update(request.caller.limits)
+        return answer
 
     def preview(self, ask: ChatRequest, caller: Caller = ANYBODY) -> dict[str, Any]:
         """What would be decided now, and why. Nothing is called and nothing recorded. Raises ApiError."""
@@ -181,7 +183,7 @@ class Pipeline:
             self._make(request, attempt),
             lambda: self._second(request),
             request.route.hedge_after_s,
-            discard=lambda tried: tried.stack.aclose(),
+            discard=lambda tried: tried.line.aclose(),
         )
 
     def _second(self, request: _Request) -> Any:
@@ -191,8 +193,7 @@ class Pipeline:
         return self._make(request, self._attempt(request, None))
 
     async def _make(self, request: _Request, attempt: Attempt) -> _Tried:
-        stack = AsyncExitStack()
-        return _Tried(attempt, await self.calls.make(attempt, request.tries, stack), stack)
+        return _Tried(attempt, *await self.calls.make(attempt, request.tries))
 
     def _attempt(self, request: _Request, failure: ApiError | None, *, logprobs: bool = False) -> Attempt:
         """The next decision. failure: raised where nobody is left to ask, if there was one. Raises ApiError."""
@@ -324,9 +325,9 @@ class Pipeline:
                     raise
                 return best  # a doubtful answer is better than none
             if len(tried.attempt.decision.candidates) == 1:
-                await stack.enter_async_context(tried.stack)
+                await stack.enter_async_context(tried.line)
                 return tried.answer
-            async with tried.stack:
+            async with tried.line:
                 content = await _read(tried.answer)
             if self.outcomes.of(tried.attempt.decision.decision_id)[-1].status == "answered":
                 score = await self._signal(request, cascade, content)
@@ -354,7 +355,7 @@ class Pipeline:
             tried = await self._first_that_answers(judging)
         except ApiError:
             return None  # without its judge no answer is good enough
-        async with tried.stack:
+        async with tried.line:
             return judge_score(await _read(tried.answer))
 
 

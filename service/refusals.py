@@ -24,6 +24,7 @@ RETRY_HEADERS: Final = ("retry-after", "retry-after-ms")
 LIMIT_HEADERS: Final = tuple(
     f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
 )
+KEPT_HEADERS: Final = frozenset((*RETRY_HEADERS, *LIMIT_HEADERS))
 
 
 class FailedError(Exception):
@@ -67,7 +68,7 @@ def refused(reply: Reply, body: bytes, model: str, *, secret: str | None, now: f
 
 def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Of an upstream's headers those that a client may see: its limits, and when to come back."""
-    return {n: headers[n] for n in (*RETRY_HEADERS, *LIMIT_HEADERS) if n in headers and _sane(headers[n])}
+    return {name: value for name, value in headers.items() if name in KEPT_HEADERS and _sane(value)}
 
 
 def _told(reply: Reply, body: bytes, model: str, secret: str | None) -> ApiError:

@@ -72,7 +72,7 @@ def duplicate_keys(data: bytes, keys: Iterable[str] = ()) -> tuple[str, ...]:
     """
     if keys and _is_spelled_plainly(data):
         spelled = [_spelled(key) for key in keys]
-        if all([key is not None and data.count(key) == 1 for key in spelled]):
+        if [key for key in spelled if key is None or data.count(key) != 1] == []:
             return ()
     counts = Counter(key for key, _, _ in _members(data))
     return tuple(key for key, count in counts.items() if count > 1)
