@@ -88,7 +88,7 @@ class Detector:
     @property
     def alarm(self) -> Direction | None:
         """The direction of a change that is no chance."""
-        rise, drop = (sum(evidence) / len(SHIFTS) for evidence in (self.rises, self.drops))
+        rise, drop = (self.rises[0] + self.rises[1]) / 2.0, (self.drops[0] + self.drops[1]) / 2.0
         return _stronger(rise, drop, THRESHOLD)
 
     @property
@@ -111,14 +111,15 @@ class Detector:
 
 
 def _stronger(rise: float, drop: float, least: float) -> Direction | None:
-    if max(rise, drop) < least:
+    if rise < least and drop < least:
         return None
     return "rise" if rise > drop else "drop"
 
 
 def _grown(evidence: Evidence, weight: float, u: float, scale: tuple[float, float]) -> Evidence:
     """scale: the variance of u, and how far below 0 it can be."""
-    first, second = (_stake(shift, *scale) for shift in SHIFTS)
+    variance, worst = scale
+    first, second = _stake(SHIFTS[0], variance, worst), _stake(SHIFTS[1], variance, worst)
     return (weight + evidence[0]) * (1.0 + first * u), (weight + evidence[1]) * (1.0 + second * u)
 
 

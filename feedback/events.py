@@ -20,7 +20,7 @@ kind u8 | JSON.
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -39,6 +39,7 @@ COST_MAX_USD: Final = 1e6
 WHOLE_BELOW: Final = 2**53
 
 _VALUES = struct.Struct("<dd")
+_LENGTH = struct.Struct("<H")
 _PREFIX_LENGTH_AT = 4  # byte of the head's prefix length within an event: kind, change, version, attempt
 
 
@@ -142,13 +143,12 @@ def decode(data: bytes) -> Event:
         return _decode_reset(kind, data[1:])
     if kind not in (RATED, CHARGED) or len(data) < 2 + HEAD.size:
         raise MalformedError("neither kind nor length of an event of ours")
-    (length,) = struct.unpack_from("<H", data, _PREFIX_LENGTH_AT)
-    decision = DecisionPrefix.decode(data[2 : 2 + length])
-    tail = _Tail.decode(data[2 + length :])
+    end = 2 + _LENGTH.unpack_from(data, _PREFIX_LENGTH_AT)[0]
+    decision, tail, change = DecisionPrefix.decode(data[2:end]), _Tail.decode(data, end), data[1]
     upper = 1.0 if kind == RATED else COST_MAX_USD
-    if not (0.0 <= tail.value <= upper and (data[1] == GIVEN or 0.0 <= tail.old <= upper)):
+    if not (0.0 <= tail.value <= upper and (change == GIVEN or 0.0 <= tail.old <= upper)):
         raise MalformedError(f"a value is not between 0 and {upper:g}")
-    return (_rating if kind == RATED else _charge)(decision, tail, data[1])
+    return (_rating if kind == RATED else _charge)(decision, tail, change)
 
 
 def _rating(decision: DecisionPrefix, tail: "_Tail", change: int) -> Rated | Withdrawn:
@@ -167,8 +167,7 @@ def _charge(decision: DecisionPrefix, tail: "_Tail", change: int) -> Charged:
     return Charged(decision, tail.source, tail.value, tail.old if change == REVISED else None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tail:
+class _Tail(NamedTuple):
     """What follows the decision prefix in an event of feedback."""
 
     value: float
@@ -177,11 +176,12 @@ class _Tail:
     source: str
 
     @classmethod
-    def decode(cls, data: bytes) -> "_Tail":
-        origin, end, source = data[_VALUES.size :].partition(b"\0")
+    def decode(cls, data: bytes, at: int) -> "_Tail":
+        """It begins at that byte."""
+        origin, end, source = data[at + _VALUES.size :].partition(b"\0")
         if not end or not source:
             raise MalformedError("a feedback event ends before its source")
-        value, old = _VALUES.unpack_from(data)
+        value, old = _VALUES.unpack_from(data, at)
         try:
             return cls(value, old, origin.decode(), source.decode())
         except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ its batches were cut. An entry that is no event of this version is skipped and c
 between two ratings of one decision counts by position: the state's cursor is on the entry that is being learned.
 """
 
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -14,12 +14,12 @@ from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.alarms import JUDGE
 from feedback.cuts import Alarm, ArmSource, Cut, kept, remaining
+from feedback.draft import EPOCH_SPAN, Draft
 from feedback.events import Called, Charged, Event, JudgeDrift, Rated, Reset, Withdrawn, decode
 from feedback.records import DecisionPrefix, MalformedError
-from feedback.state import State, weight_grid
+from feedback.state import State, changed, weight_grid
 from feedback.store import Position, position
 
-EPOCH_SPAN: Final = 60  # half-lives after which the epoch moves on, long before a weight could overflow
 WORKERS_REMEMBERED: Final = 256
 SOURCES_MAX: Final = 64
 OTHER_SOURCES: Final = "others"  # what sources beyond that are summed under
@@ -31,19 +31,40 @@ CLOCK_SKEW_S: Final = 300.0  # how far a gateway's clock may be ahead of the sto
 
 def fold(state: State, token: str, entry: bytes) -> State:
     """The state after one entry of the log, with the cursor on it."""
+    event = _event(token, entry)
+    if event is None:
+        return changed(state, cursor=token, skipped=state.skipped + 1)
+    return learn(changed(state, cursor=token), event)
+
+
+def fold_all(state: State, entries: Iterable[tuple[str, bytes]]) -> State:
+    """The state after these entries (token and bytes), one by one: `fold` over and over, sooner."""
+    draft = Draft(state)
+    for token, entry in entries:
+        event = _event(token, entry)
+        if event is None:
+            draft.skip(token)
+        elif not (isinstance(event, Rated) and draft.add(token, event)):
+            draft = Draft(learn(changed(draft.state(), cursor=token), event))
+    return draft.state()
+
+
+def _event(token: str, entry: bytes) -> Event | None:
+    """None where the entry is no event of this version."""
     try:
         event = decode(entry)
         _check_clock(event, token)
     except MalformedError:
-        return replace(state, cursor=token, skipped=state.skipped + 1)
-    return learn(replace(state, cursor=token), event)
+        return None
+    return event
 
 
 def _check_clock(event: Event, token: str) -> None:
     """A decision from the store's own future would make all that is known look old."""
-    if not isinstance(event, Rated | Withdrawn):
+    if not isinstance(event, (Rated, Withdrawn)):
         return
-    logged_ms = (event.origin or position(token))[0]  # a change is taken where what it changes was
+    origin = event.origin  # a change is taken where what it changes was
+    logged_ms = int(token.partition("-")[0]) if origin is None else origin[0]
     if logged_ms < SERVER_CLOCK_FROM_MS:
         return
     if event.decision.decided_at > logged_ms / 1000 + CLOCK_SKEW_S:
@@ -64,8 +85,8 @@ def learn(state: State, event: Event) -> State:
         case Called():
             learned = _called(state, event)
     if learned is None:
-        return replace(state, skipped=state.skipped + 1)
-    return replace(learned, events=state.events + 1)
+        return changed(state, skipped=state.skipped + 1)
+    return changed(learned, events=state.events + 1)
 
 
 def _rated(state: State, event: Rated) -> State | None:
@@ -76,14 +97,14 @@ def _rated(state: State, event: Rated) -> State | None:
     seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
     if decision.arm not in state.entry_prices:
         price = decision.listed_out_nano_usd_per_token * 1e-3  # USD per million tokens
-        state = replace(state, entry_prices={**state.entry_prices, decision.arm: price})
+        state = changed(state, entry_prices={**state.entry_prices, decision.arm: price})
     if event.old is None:
         seen = seen.added(decision.x, event.quality, _weight(state, decision, key))
         state = _watched(state, key, event)
     else:
         weight = _weight(state, decision, key, since=event.origin)
         seen = seen.revised(decision.x, event.quality, old=event.old, weight=weight)
-    return replace(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
+    return changed(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
 
 
 def _withdrawn(state: State, event: Withdrawn) -> State | None:
@@ -93,7 +114,7 @@ def _withdrawn(state: State, event: Withdrawn) -> State | None:
     state = _with_epoch(state, decision.decided_at)
     weight = _weight(state, decision, key, since=event.origin)
     left = state.ratings[key].added(decision.x, event.quality, -weight)
-    return replace(state, ratings={**state.ratings, key: left})
+    return changed(state, ratings={**state.ratings, key: left})
 
 
 def _fits(state: State, decision: DecisionPrefix) -> bool:
@@ -113,14 +134,14 @@ def _weight(
 def _watched(state: State, key: ArmSource, event: Rated) -> State:
     """With the rating told to the detector of its arm and source. While an alarm is pending there, it waits."""
     mean, sd = event.decision.quality_mean, event.decision.quality_sd
-    state = replace(state, rated=state.rated + 1)
+    state = changed(state, rated=state.rated + 1)
     if sd == 0 or any((alarm.arm, alarm.source) == key for alarm in state.alarms):
         return state
     detector = state.detectors.get(key, Detector()).after(event.quality, mean, sd)
-    state = replace(state, detectors={**state.detectors, key: detector})
+    state = changed(state, detectors={**state.detectors, key: detector})
     if detector.alarm is None:
         return state
-    return replace(state, alarms=(*state.alarms, Alarm(*key, detector.alarm, state.cursor)))
+    return changed(state, alarms=(*state.alarms, Alarm(*key, detector.alarm, state.cursor)))
 
 
 def _cut(state: State, event: Reset | JudgeDrift) -> State | None:
@@ -141,7 +162,7 @@ def _cut(state: State, event: Reset | JudgeDrift) -> State | None:
         direction=direction,
         by=by,
     )
-    return replace(
+    return changed(
         state,
         ratings={key: s.times(cut.factor) if cut.concerns(key) else s for key, s in state.ratings.items()},
         detectors={key: d for key, d in state.detectors.items() if not cut.concerns(key)},
@@ -159,11 +180,11 @@ def _with_epoch(state: State, decided_at: float) -> State:
     """The same state with an epoch that holds the weight of a decision at that time."""
     k, _ = weight_grid(decided_at)
     if state.epoch is None:
-        return replace(state, epoch=k)
+        return changed(state, epoch=k)
     if k - state.epoch <= EPOCH_SPAN:
         return state
     shift = state.epoch - k
-    return replace(state, epoch=k, ratings={key: s.scaled(shift) for key, s in state.ratings.items()})
+    return changed(state, epoch=k, ratings={key: s.scaled(shift) for key, s in state.ratings.items()})
 
 
 def _charged(state: State, event: Charged) -> State:
@@ -190,17 +211,17 @@ def _called(state: State, event: Called) -> State | None:
     workers[event.worker] = event.sequence
     for worker in list(workers)[:-WORKERS_REMEMBERED]:
         del workers[worker]
-    state = replace(state, workers=workers)
+    state = changed(state, workers=workers)
     for arm, calls in event.calls.items():
         state = _with_calls(state, arm, calls)
     latencies = dict(state.latencies)
     for arm, times in event.latencies.items():
         latencies[arm] = latencies[arm] + times if arm in latencies else times
-    return replace(state, latencies=latencies)
+    return changed(state, latencies=latencies)
 
 
 def _with_calls(state: State, arm: str, more: CallStatistics) -> State:
-    return replace(state, calls={**state.calls, arm: state.calls.get(arm, CallStatistics()) + more})
+    return changed(state, calls={**state.calls, arm: state.calls.get(arm, CallStatistics()) + more})
 
 
 def _nano(usd: float) -> int:

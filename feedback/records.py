@@ -74,12 +74,14 @@ class DecisionPrefix:
     @classmethod
     def decode(cls, data: bytes) -> "DecisionPrefix":
         """Raises MalformedError unless `data` is exactly one prefix with finite features."""
-        if len(prefix_bytes(data)) != len(data):
-            raise MalformedError("there is more than a decision's prefix")
-        _, attempt, _, d, arm_length, *rest = HEAD.unpack_from(data)
+        if len(data) < HEAD.size:
+            raise MalformedError(f"{len(data)} bytes are too few for a decision")
+        version, attempt, length, d, arm_length, *rest = HEAD.unpack_from(data)
+        if version != VERSION or not length == HEAD.size + arm_length + 2 * d == len(data):
+            raise MalformedError("the lengths in a decision's head do not fit its bytes")
         decided_at, propensity, features, policy, listed_in, listed_out, mean, sd = rest
         x = np.frombuffer(data, "<f2", d, HEAD.size + arm_length).astype(np.float64)
-        if not 1 <= d <= D_MAX or not bool(np.all(np.abs(x) <= X_MAX)):  # NaN fails the comparison too
+        if not 1 <= d <= D_MAX or not (x.max() <= X_MAX and x.min() >= -X_MAX):  # NaN fails either comparison
             raise MalformedError("a decision's features are not finite and small")
         if not (0.0 <= decided_at <= DECIDED_AT_MAX and 0.0 < propensity <= 1.0):
             raise MalformedError("a decision's time or propensity is out of range")

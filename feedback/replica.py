@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -21,10 +21,10 @@ from bandit.posterior import Posterior
 from bandit.quality import QualityModel
 from feedback.alarms import answers
 from feedback.events import encode_reset
-from feedback.learn import fold
+from feedback.learn import fold_all
 from feedback.records import MalformedError
 from feedback.state import START, Reader, State
-from feedback.store import Log, Marks, StoreError, Tail, fields_of, position
+from feedback.store import Entry, Log, Marks, StoreError, Tail, fields_of, position
 
 PAGE: Final = 1024  # entries read at once
 BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
@@ -160,19 +160,25 @@ class Replica:
         return True
 
     async def _fold(self, tail: Tail) -> None:
-        for n, entry in enumerate(tail.entries, 1):
-            self.state = fold(self.state, entry.token, entry.data)
-            self._seen.append(entry.token)
-            for name, value in fields_of(entry).items():
-                self._marks[name] = (entry.token, value)
-                self._marks.move_to_end(name)
-            if entry.token == tail.snapshot:
+        for part in _parts(tail):
+            self.state = fold_all(self.state, [(entry.token, entry.data) for entry in part])
+            self._remember(part)
+            if part[-1].token == tail.snapshot:
                 self._past.append(self.state)
-            if n % BATCH == 0:
+            if len(tail.entries) > BATCH:
                 await asyncio.sleep(0)  # requests go on meanwhile
         while len(self._marks) > MARKS_REMEMBERED:
             _, (token, _) = self._marks.popitem(last=False)
             self._marks_since = max(self._marks_since, token, key=position)
+
+    def _remember(self, entries: Sequence[Entry]) -> None:
+        marks = self._marks
+        for entry in entries:
+            self._seen.append(entry.token)
+            for name, value in fields_of(entry).items():
+                if name in marks:
+                    marks.move_to_end(name)
+                marks[name] = (entry.token, value)
 
     def _compare(self, tail: Tail) -> None:
         """The digest that was published with a snapshot, beside that of our own state at the same position."""
@@ -275,6 +281,15 @@ class Replica:
         if await self._log.save_snapshot(state.to_bytes(), state.cursor, base=base, digest=state.digest()):
             self._compared = state.cursor
             self.counters.snapshots += 1
+
+
+def _parts(tail: Tail) -> Iterator[Sequence[Entry]]:
+    """The entries in stretches of at most BATCH, one of which ends where the snapshot does."""
+    first = 0
+    for n, entry in enumerate(tail.entries, 1):
+        if n - first == BATCH or entry.token == tail.snapshot or n == len(tail.entries):
+            yield tail.entries[first:n]
+            first = n
 
 
 async def catch_up(replica: Replica) -> None:

