@@ -6,6 +6,17 @@ so each script happens whole or not at all. All keys of a call share one hash ta
 
 from typing import Final
 
+DECISIONS: Final = """
+-- KEYS  beacons, then decisions      ARGV  worker or '' for no beacon, its sequence, ttl ms, then the decisions' records
+local before = ARGV[1] ~= '' and redis.call('HGET', KEYS[1], ARGV[1]) or false
+for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 2], 'PX', ARGV[3], 'NX') end
+if ARGV[1] ~= '' then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
+return before
+"""
+
 FEEDBACK: Final = """
 -- KEYS  decision, ratings, log, meta, marks of what the log was seeded with
 -- ARGV  kind u8, slot (kind and source), key (8 bytes), value f64 or '' to withdraw, source, carried record or '', ttl ms,

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from feedback.ledgers import RedisLedger
-from feedback.redis_client import Calls, RedisClient, unavailable
-from feedback.redis_scripts import APPEND, FEEDBACK, MARKS, REPLACE, SEED, SNAPSHOT
+from feedback.redis_client import Calls, RedisClient
+from feedback.redis_scripts import APPEND, DECISIONS, FEEDBACK, MARKS, REPLACE, SEED, SNAPSHOT
 from feedback.store import (
     RATINGS_PER_DECISION,
     Answer,
@@ -157,18 +157,12 @@ class RedisLog:
         self._once = f"{base}:once"
 
     async def put_decisions(self, records: Mapping[str, bytes], beacon: tuple[str, int] | None = None) -> int:
-        pipeline = self._redis.pipeline(transaction=False)
-        if beacon is not None:
-            pipeline.hget(self._beacons, beacon[0])
-        for decision_id, record in records.items():
-            pipeline.set(self._decision + decision_id, record, px=self._ttl_ms, nx=True)
-        if beacon is not None:
-            pipeline.hset(self._beacons, *beacon)
-            pipeline.pexpire(self._beacons, self._ttl_ms)
-        results = await self._calls.ask(pipeline.execute, raise_on_error=False)
-        for refused in (result for result in results if isinstance(result, Exception)):
-            raise unavailable(refused)
-        return -1 if beacon is None or results[0] is None else int(results[0])
+        if not records and beacon is None:
+            return -1
+        keys = [self._beacons, *(self._decision + decision_id for decision_id in records)]
+        worker, sequence = beacon or ("", 0)
+        before = await self._calls.run(DECISIONS, keys, [worker, sequence, self._ttl_ms, *records.values()])
+        return -1 if before is None else int(before)
 
     async def last_beacon(self, worker: str) -> int:
         sequence: bytes | None = await self._calls.ask(self._redis.hget, self._beacons, worker)

@@ -5,8 +5,8 @@ Built from its arguments, with no global: `create_app(settings, learning, shell)
 
 import asyncio
 import contextlib
+import os
 import re
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from http import HTTPStatus
@@ -290,7 +290,7 @@ def _response(error: ApiError) -> Response:
 
 def _with_request_id(scope: Scope, send: Send) -> Send:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+    request_id = given if _SANE_REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
 
     async def send_with_id(message: Any) -> None:
         if message["type"] == "http.response.start":

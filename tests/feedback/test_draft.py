@@ -1,5 +1,7 @@
 """Folding many entries at once, held to folding them one by one: the same bits, wherever batches are cut."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,7 +59,7 @@ def one_by_one(entries):
 def test_wherever_batches_are_cut_the_state_is_the_same_to_the_last_bit(log, cuts):
     entries, state = numbered(log), State(TAG, D)
     edges = [0, *sorted(cuts), len(entries)]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         state = fold_all(state, entries[first:last])
     assert state.digest() == one_by_one(entries).digest()
 
