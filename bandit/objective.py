@@ -1,6 +1,7 @@
 """Objectives: what an answer's quality and cost are worth together. They act when deciding and change nothing learned."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Protocol
 
 import numpy as np
@@ -48,7 +49,15 @@ class _Free:
 
 
 def _every(belief: Belief) -> Mask:
-    return np.ones(len(belief.arms), dtype=np.bool_)
+    return everybody(len(belief.arms))
+
+
+@cache
+def everybody(K: int) -> Mask:
+    """(K,) all of them: always the same array, so that it can be told by its identity."""
+    mask = np.ones(K, dtype=np.bool_)
+    mask.flags.writeable = False
+    return mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 from bandit.belief import Belief
 from bandit.newcomers import Newcomers
 from bandit.noise import NORMALS_MAX, Noise
-from bandit.objective import Mask, Objective
+from bandit.objective import Mask, Objective, everybody
 from bandit.types import Vector
 
 RATINGS_TO_SETTLE: Final = 100.0
@@ -56,7 +56,7 @@ class Thompson:
         quality = belief.quality.draws(normals, scale=self.spread(belief))  # (M, K)
         utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
         preferred = objective.preferred(belief)
-        if not preferred.all():
+        if preferred is not everybody(K) and not preferred.all():
             utility = np.where(preferred, utility, -np.inf)
         wins = np.bincount(utility.argmax(axis=1), minlength=K)
         greedy = wins * ((1.0 - self.floor) / count)
@@ -82,7 +82,7 @@ def spread_floor(total: float, utility: Vector, allowed: Mask) -> Vector:
     Of all floors with the same expected loss sum f_a l_a this one makes the variance of importance weights, which goes
     with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the worst arm.
     """
-    if allowed.all():
+    if allowed is everybody(len(utility)) or allowed.all():
         return _spread(total, utility)
     floors: Vector = np.zeros(len(utility))
     floors[allowed] = _spread(total, utility[allowed])

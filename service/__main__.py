@@ -6,6 +6,7 @@ spawned it, so that no gateway can leave one behind.
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -36,6 +37,7 @@ from service.reload import ConfigurationFile
 KEEP_ALIVE_S = (
     75  # longer than clients keep an idle connection, lest they send into one that is just being closed
 )
+GARBAGE_EVERY = 20_000  # objects; a request makes some hundreds
 log = logging.getLogger("service")
 
 
@@ -78,6 +80,7 @@ async def _serve(settings: Settings, secret: bytes, home: Home, options: argpars
     learning = await open_learning(settings, secret, home)
     shell = shell_of(settings, secret)
     gateway = create_app(settings, learning, shell)
+    _collect_seldom()
 
     file = ConfigurationFile(options.config, partial(_parsed, options), gateway.adopt)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload_and_tell)
@@ -90,6 +93,13 @@ async def _serve(settings: Settings, secret: bytes, home: Home, options: argpars
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+def _collect_seldom() -> None:
+    """What stands by now stays: it need not be looked through for garbage again and again, nor what every request makes."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_EVERY, 20, 50)
 
 
 def _listening(app: Gateway, settings: Settings) -> "_Announcing":

@@ -198,8 +198,8 @@ class _AiohttpReply:
 class _Connector(aiohttp.TCPConnector):
     """Tells a call whether its connection had served before. (Tracing would tell too, for a tenth of a request's cost.)"""
 
-    async def connect(self, *of_request: Any) -> Any:
-        connection = await super().connect(*of_request)
+    async def connect(self, *request: Any, **told: Any) -> Any:
+        connection = await super().connect(*request, **told)
         protocol: Any = connection.protocol
         call = _CALL.get()
         if call is not None:

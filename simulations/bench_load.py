@@ -15,7 +15,10 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from simulations.bench_upstream import CHUNKS, GAP_S
+
 DRAIN_S: Final = 3.0
+STREAM_S: Final = CHUNKS * GAP_S  # that a stream takes
 _ID: Final = re.compile(rb'"id":"([^"]{1,200})"')
 
 
@@ -106,8 +109,9 @@ class _Run:
     def begin(self) -> None:
         chats = [connection for connection in self._all if isinstance(connection, _Chat)]
         if self.shape.rate is None:
-            for connection in chats:
-                connection.ask(time.monotonic())
+            apart_s = STREAM_S / len(chats) if self.shape.stream else 0.0  # streams do not march in step
+            for n, connection in enumerate(chats):
+                self._loop.call_later(n * apart_s, connection.begin)
             return
         self.free.extend(chats)
         self._due(time.monotonic(), 0, 1.0 / self.shape.rate)
@@ -187,6 +191,9 @@ class _Connection(asyncio.Protocol):
 
 
 class _Chat(_Connection):
+    def begin(self) -> None:
+        self.ask(time.monotonic())
+
     def ask(self, due: float) -> None:
         self._asked, self._first, self._body, self.busy = due, 0.0, b"", True
         self.transport.write(self._run.request)
