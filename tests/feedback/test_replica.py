@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from bandit.types import Context, Needs
 from feedback.alarms import RESET_FACTOR, answers
 from feedback.cuts import Alarm
 from feedback.events import RATED, JudgeDrift, Reset, decode, encode_reset
-from feedback.learn import fold
+from feedback.learn import fold, fold_all
 from feedback.memory_store import MemoryLog
 from feedback.records import DecisionPrefix, encode_record
 from feedback.redis_store import RedisStore
@@ -143,6 +144,35 @@ async def test_replicas_that_read_in_other_pieces_hold_the_same_bits(route: Rout
     assert await lazy.poll() is History.CONTINUED
     assert eager.state.digest() == lazy.state.digest() == (await route.replayed()).digest()
     assert eager.state.events == 2 * BATCH + 23
+
+
+async def test_however_much_there_is_to_fold_the_loop_has_its_turn_after_every_batch(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stretches are bounded in events, and between two of them others run."""
+    replica = await route.running()
+    await route.rate(3 * BATCH + 1)
+    done: list[int | str] = []
+
+    def counted(state: State, entries: list[tuple[str, bytes]]) -> State:
+        done.append(len(entries))
+        return fold_all(state, entries)
+
+    async def others() -> None:
+        while True:
+            done.append("others")
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("feedback.replica.fold_all", counted)
+    running = asyncio.create_task(others())
+    await replica.poll()
+    running.cancel()
+    folded = [n for n in done if isinstance(n, int)]
+    assert sum(folded) == 3 * BATCH + 1
+    assert max(folded) <= BATCH
+    first, last = done.index(folded[0]), len(done) - 1 - done[::-1].index(folded[-1])
+    between = done[first : last + 1]
+    assert not any(isinstance(a, int) and isinstance(b, int) for a, b in pairwise(between))
 
 
 async def test_replicas_make_the_same_decision_for_the_same_id(route: Route) -> None:

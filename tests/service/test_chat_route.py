@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -696,11 +697,41 @@ async def test_other_errors_come_in_the_envelope_too(gateway, method, path):
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
+async def test_no_piece_of_a_stream_is_held_back(gateway):
+    """The model says a word only after the client has the one before: whatever is kept back ends in a timeout."""
+    has = [asyncio.Event() for _ in range(30)]
+    words = [chunk(choices=[{"index": 0, "delta": {"content": f"word-{n} "}}]) for n in range(len(has))]
+    gated = [part for word, event in zip(words, has, strict=True) for part in (word, event)]
+    gateway.upstream.script |= dict.fromkeys(gateway.upstream.script, events(*gated, b"data: [DONE]\n\n"))
+    body = json.dumps({"model": "auto", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+    asked = iter([{"type": "http.request", "body": body.encode(), "more_body": False}])
+    seen = b""
+
+    async def receive():
+        return next(asked, None) or await asyncio.Event().wait()
+
+    async def send(message):
+        nonlocal seen
+        seen += message.get("body", b"")
+        for n, event in enumerate(has):
+            if f"word-{n} ".encode() in seen:
+                event.set()
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    async with asyncio.timeout(5):
+        await gateway.client._transport.app(scope, receive, send)
+    assert seen.endswith(b"data: [DONE]\n\n")
+    assert seen.count(b"word-") == len(has)
+
+
 class FrozenLog:
-    """A store that has stopped answering: every call waits for ever."""
+    """A store that has stopped answering: every call is noted, and waits for ever."""
+
+    asked: ClassVar[list[str]] = []
 
     def __getattr__(self, name):
         async def never(*_, **__):
+            self.asked.append(name)
             await asyncio.Event().wait()
 
         return never
@@ -730,11 +761,18 @@ async def test_no_request_waits_for_the_store(tmp_path):
     )
     app = create_app(settings, learning, shell, background=False)
     hanging = asyncio.create_task(learning.tick())
+    await asyncio.sleep(0)
+    asked = len(FrozenLog.asked)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://g.test") as client:
         async with asyncio.timeout(5):
-            for _ in range(20):
-                body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+            for n in range(20):
+                body = {
+                    "model": "auto",
+                    "stream": n % 2 == 1,
+                    "messages": [{"role": "user", "content": "hi"}],
+                }
                 assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert len(FrozenLog.asked) == asked, "a request asked the store for something"
     assert learning.routes["default.auto"].recorder.waiting == 20
     hanging.cancel()
     await asyncio.gather(hanging, return_exceptions=True)
