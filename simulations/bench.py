@@ -1,11 +1,12 @@
 """What `bench times` measures: the parts of a decision beside the bare work that they cannot do without. Prints Markdown.
 
-Times are medians over rounds in which the candidates take turns, with the 10th and 90th percentile beside them; ratios
+Times are of CPU, medians over rounds in which the candidates take turns, with the 10th and 90th percentile beside them; ratios
 are medians of the ratios within a round, so that what else the machine is doing falls out.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,12 +21,15 @@ from bandit.policy import Thompson
 from bandit.quality import SharedBaseline
 from bandit.statistics import CallStatistics
 from feedback.events import RATED, feedback_tail
-from feedback.learn import fold
+from feedback.learn import fold, fold_all
 from feedback.records import DecisionPrefix
+from feedback.replica import BATCH
 from feedback.state import State
+from simulations.paretobandit_rival import RivalError, running
 
 ROUNDS: Final = 15
 CALLS_A_ROUND: Final = 400
+ROUND_NS: Final = 200_000_000
 PROMPT: Final = (
     "If a train leaves at 3 pm and travels 60 miles an hour, when does it arrive? Show your work. "
 )
@@ -43,49 +47,71 @@ class Timed:
 
 
 def times() -> None:
-    with threadpool_limits(1):
+    with threadpool_limits(1), _rival() as rival:
         print("## Microseconds\n")
-        print(times_table())
+        print(times_table(rival))
 
 
-def times_table() -> str:
+Candidate = tuple[str, Callable[[int], object]]
+Clocked = Callable[[], float]  # microseconds of a call that another process makes and times
+
+
+@contextmanager
+def _rival() -> Iterator[tuple[str, Clocked] | None]:
+    """ParetoBandit's own `route()`, 16 arms, a ready vector of as many features as ours; None where it is not installed."""
+    try:
+        with running() as process:
+            prices = {"input_cost_per_m": 0.1, "output_cost_per_m": 0.4}
+            registry = {f"model-{k}": {"model_id": f"model-{k}", "display_name": f"{k}", **prices} for k in range(16)}  # fmt: skip
+            created = {"router": "timed", "registry": registry, "dimension": DIMENSION, "warm": False}
+            told = {"prior_n_effective": 1.0, "alpha": 0.05, "forgetting_factor": 0.997, "budget_usd": None, "seed": 0}  # fmt: skip
+            process.ask("create", **created, **told)
+            x = [1.0, *np.random.default_rng(0).normal(size=DIMENSION - 1)]
+
+            def clocked() -> float:
+                return float(process.ask("timed", router="timed", x=x, times=CALLS_A_ROUND)["us"])
+
+            clocked()
+            yield "ParetoBandit's `route()`, 16 arms, ready vector", clocked
+    except RivalError as error:
+        print(f"ParetoBandit could not be timed: {error}\n")
+        yield None
+
+
+def times_table(rival: tuple[str, Clocked] | None = None) -> str:
     lines = ["| what | median µs | 10 % .. 90 % | x the first of its group |", "|---|---:|---:|---:|"]
-    for group in (_decision_group(3), _decision_group(16), _features_group(), _learning_group()):
-        for t in _take_turns(group):
+    groups = [(_decision_group(K), rival if K == 16 else None) for K in (4, 16, 64)]
+    groups += [(_features_group(), None), (_learning_group(), None)]
+    for group, beside in groups:
+        for t in _take_turns(group, beside):
             spread = f"{t.low_us:.1f} .. {t.high_us:.1f}"
             lines.append(f"| {t.name} | {t.median_us:.1f} | {spread} | {t.ratio:.2f} |")
     return "\n".join(lines)
 
 
-Candidate = tuple[str, Callable[[int], object]]
-
-
 def _decision_group(K: int) -> list[Candidate]:
-    """The whole decision beside the matrix products that its draws need, and beside a draw of every arm's weights."""
-    arms = [Arm(f"model-{k}", 0.1 * (k + 1), 0.4 * (k + 1)) for k in range(K)]
-    names = [arm.name for arm in arms]
+    """The whole decision beside the one product that it cannot do without, and beside one plain Thompson choice."""
+    arms = tuple(Arm(f"model-{k}", 0.1 * (k + 1), 0.4 * (k + 1)) for k in range(K))
+    names = tuple(arm.name for arm in arms)
     state = _learned_state(names)
     posterior = state.posterior(SharedBaseline())
     policy, context = Thompson(Balanced(0.05)), context_of(Prompt(user=PROMPT * 3))
-    prediction = posterior.quality.predict(context.x, names)
     rng = np.random.default_rng(0)
-    normals = rng.normal(size=policy.draws * K)
-    means, factors = rng.normal(size=(K, DIMENSION)), rng.normal(size=(K, DIMENSION, DIMENSION))
-    covariances = factors @ factors.transpose(0, 2, 1)
+    normals, x = rng.normal(size=K), context.x
+    inverses = rng.normal(size=(K * DIMENSION, DIMENSION))
 
-    def naive(_: int) -> object:
-        return [rng.multivariate_normal(means[k], covariances[k]) @ context.x for k in range(K)]
+    def choice(_: int) -> object:
+        prediction = posterior.quality.predict(x, names)
+        return prediction.draws(normals, scale=0.2)[0].argmax()
 
+    sizes = f"{K} arms x {DIMENSION} features"
     return [
+        (f"bare matrix-vector product, {sizes}", lambda _: inverses @ x),
+        (f"one Thompson choice from a joint draw, {sizes}", choice),
         (
-            f"bare matrix products of {policy.draws} joint draws, {K} arms",
-            lambda _: prediction.draws(normals),
-        ),
-        (
-            f"`decide()` with exact propensities, {K} arms",
+            f"`decide()` with exact propensities, {policy.draws} draws, {sizes}",
             lambda i: decide(policy, posterior, context, arms, f"{K}:{i}"),
         ),
-        (f"one naive Thompson draw, a multivariate normal per arm, {K} arms", naive),
     ]
 
 
@@ -103,12 +129,14 @@ def _learning_group() -> list[Candidate]:
     x = context_of(Prompt(user=PROMPT)).x
     prefix = DecisionPrefix("a", x, 1e9, 0.5, TAG, b"p" * 8).encode()
     entry = bytes([RATED, 0]) + prefix + feedback_tail(0.7, None, "user")
+    batch = [(f"{n}-0:t", entry) for n in range(BATCH)]
     return [
         (
             "bare rank-one update (d x d outer product and sum)",
             lambda _: np.zeros((DIMENSION, DIMENSION)) + np.outer(x, x),
         ),
         ("`fold` of one rating, decoded from the log's bytes", lambda _: fold(state, "1-0:t", entry)),
+        (f"`fold_all` of {BATCH} such ratings", lambda _: fold_all(state, batch)),
         ("posterior made anew, 3 arms", lambda _: state.posterior(SharedBaseline())),
     ]
 
@@ -129,9 +157,13 @@ def _learned_state(names: Sequence[str]) -> State:
     return replace(state, calls=calls)
 
 
-def _take_turns(candidates: Sequence[Candidate]) -> list[Timed]:
+def _take_turns(candidates: Sequence[Candidate], beside: tuple[str, Clocked] | None) -> list[Timed]:
+    names = [name for name, _ in candidates] + ([beside[0]] if beside else [])
     rounds = np.array(
-        [[_time_us(call) for _, call in candidates] for _ in range(ROUNDS)]
+        [
+            [_time_us(call) for _, call in candidates] + ([beside[1]()] if beside else [])
+            for _ in range(ROUNDS)
+        ]
     )  # (rounds, candidates)
     ratios = np.median(rounds / rounds[:, :1], axis=0)
     return [
@@ -142,13 +174,15 @@ def _take_turns(candidates: Sequence[Candidate]) -> list[Timed]:
             high_us=float(np.percentile(rounds[:, k], 90)),
             ratio=float(ratios[k]),
         )
-        for k, (name, _) in enumerate(candidates)
+        for k, name in enumerate(names)
     ]
 
 
 def _time_us(call: Callable[[int], object]) -> float:
-    """Mean microseconds of one call within a round."""
-    started = time.perf_counter_ns()
+    """Mean microseconds of CPU of one call within a round, which ends early where calls take long."""
+    started = time.process_time_ns()
     for i in range(CALLS_A_ROUND):
         call(i)
-    return (time.perf_counter_ns() - started) / CALLS_A_ROUND / 1e3
+        if (spent := time.process_time_ns() - started) > ROUND_NS:
+            break
+    return spent / (i + 1) / 1e3
