@@ -15,7 +15,6 @@ logged vector, and vectors of two versions never mix.
 
 import hashlib
 import math
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,27 +23,13 @@ from typing import Any, Final
 import numpy as np
 
 from bandit import words
+from bandit.marks import spaced_and_choices
 from bandit.types import Context, Needs, Vector
 
 READ_CHARS: Final = 4000  # a longer message is read at its head and tail only: cost stays bounded
 LARGEST: Final = 4.0  # facts saturate here, lest one text without spaces outweigh a thousand others
 CHARS_PER_TOKEN: Final = 4  # the usual rule of thumb for English; learned counts correct it (bandit.cost)
 
-_CHOICES = re.compile(r"(?<!\w)[A-D][).:]\s")
-# The same facts of a text in ASCII, from what kind of character each byte is: blank or not; and, for choices, one of the
-# letters A to D (a), of the signs after them (b), a blank (c), another part of a word (w), or anything else (x).
-_BLANKS: Final = bytes(32 if chr(i).isspace() else 120 for i in range(128)) + bytes(128)
-
-
-def _kind(c: str) -> str:
-    if c in "ABCD":
-        return "a"
-    if c in ").:":
-        return "b"
-    return "c" if c.isspace() else "w" if c.isalnum() or c == "_" else "x"
-
-
-_KINDS: Final = "".join(_kind(chr(i)) for i in range(128)).encode() + bytes(128)
 _CODE_MARKS = (
     "```",
     "def ",
@@ -186,7 +171,7 @@ def _vector(prompt: Prompt) -> Vector:
 
 def _facts(prompt: Prompt, text: str, lower: str) -> tuple[float, ...]:
     facts = _Facts(text, lower, text.encode("ascii", "ignore"))
-    spaced, choices = _spaced_and_choices(facts)
+    spaced, choices = spaced_and_choices(text, facts.ascii)
     return (
         facts.length(),
         facts.share(facts.count(_DIGITS), 0.05),
@@ -202,19 +187,6 @@ def _facts(prompt: Prompt, text: str, lower: str) -> tuple[float, ...]:
         float(prompt.tools),
         float(prompt.images),
     )
-
-
-def _spaced_and_choices(facts: _Facts) -> tuple[int, int]:
-    """How many stretches of the text stand between blanks, and how many marks of a choice, such as "A) "."""
-    raw = facts.ascii
-    if len(raw) != len(facts.text):
-        return len(facts.text.split()), len(_CHOICES.findall(facts.text))
-    spaced = (b" " + raw.translate(_BLANKS)).count(b" x")
-    kinds = raw.translate(_KINDS)
-    choices = kinds.count(b"abc")
-    if choices:  # not those within a word
-        choices -= kinds.count(b"wabc") + kinds.count(b"aabc")
-    return spaced, choices
 
 
 def _excerpt(text: str) -> str:
