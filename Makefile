@@ -42,7 +42,7 @@ check: install
 	$(BIN)/python -m pytest -q -W error
 
 bench: install
-	$(BIN)/python -m simulations bench
+	$(BIN)/python -m simulations bench --seeds 2
 
 soak: install
 	$(BIN)/python -m simulations schedules --count 5000
