@@ -29,6 +29,11 @@ _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 log = logging.getLogger(__name__)
 
 
+def nano(usd: float) -> int:
+    """USD in 10^-9 USD."""
+    return round(usd * NANO_PER_USD)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """name: 1 to 64 of a-z 0-9 _ -; part of a key. limit, lease, local_cap: in 10^-9 USD, the lease being what one replica
@@ -144,14 +149,24 @@ class Purse:
         self._window_of[decision_id] = name
         return True
 
-    def settle(self, decision_id: str, usd: float) -> None:
-        """What the call really cost, 0 if it failed. Of a decision that is settled again the first amount counts."""
+    def room_usd(self) -> float:
+        """What a call may cost that is reserved now."""
+        window = self._windows.get(self.budget.window(self._clock()), _Window())
+        room = max(window.left(self._ticks()), 0)
+        if self.away and self.budget.when_away == "fail_open":
+            room += max(self.budget.local_cap_nano_usd - window.beyond, 0)
+        return room / NANO_PER_USD
+
+    def settle(self, decision_id: str, usd: float | None) -> None:
+        """What the call really cost, 0 if it failed, None for what was reserved. Of a decision that is settled again the
+        first amount counts.
+        """
         name = self._window_of.pop(decision_id, None)
         if name is None:
             return
         window = self._windows[name]
-        del window.reserved[decision_id]
-        window.unsettled[decision_id] = round(usd * NANO_PER_USD)
+        reserved = window.reserved.pop(decision_id)
+        window.unsettled[decision_id] = reserved if usd is None else nano(usd)
 
     async def tick(self) -> None:
         """Settle what was spent and fill up the lease; StoreError where the store is away."""

@@ -39,7 +39,9 @@ class Identity:
 
 
 class Learning:
-    """routes: "tenant.route" -> its learning. store_error: why the store could not be reached last time, or None."""
+    """routes: "tenant.route" -> its learning. store: where it is kept; closed with this. store_error: why the store could not
+    be reached last time, or None.
+    """
 
     def __init__(  # noqa: PLR0913 - all that a process takes from outside
         self,
@@ -68,7 +70,7 @@ class Learning:
             self.routes, spool, secrets=identity.secrets, clock=clock, window_s=identity.window_s
         )
         self.store_error: str | None = None
-        self._store, self._revive, self._clock = store, revive, clock
+        self.store, self._revive, self._clock = store, revive, clock
 
     async def start(self) -> None:
         """Fold what is stored. A store that is away stops nothing: decisions begin with the prior."""
@@ -152,7 +154,7 @@ class Learning:
             log.warning("closing with the store away (%s); feedback is in the spool", error)
         finally:
             await self.spool.close()
-            await self._store.close()
+            await self.store.close()
 
     def _store_away(self, error: StoreError) -> None:
         if self.store_error is None:

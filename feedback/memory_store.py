@@ -1,6 +1,7 @@
 """The store protocol in this process's memory: for simulations, tests and `--ephemeral`. Nothing survives the process."""
 
 import struct
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -9,6 +10,7 @@ from itertools import islice
 from typing import Final
 
 from feedback.events import GIVEN, REVISED, WITHDRAWN, feedback_tail
+from feedback.ledgers import MemoryLedger
 from feedback.records import MalformedError, prefix_bytes
 from feedback.state import START
 from feedback.store import (
@@ -35,9 +37,13 @@ _ANSWERS: Final = {GIVEN: Answer.APPLIED, REVISED: Answer.REVISED, WITHDRAWN: An
 class MemoryStore:
     def __init__(self) -> None:
         self._logs: dict[str, MemoryLog] = {}
+        self._ledgers: dict[str, MemoryLedger] = {}
 
     def log(self, scope: str) -> "MemoryLog":
         return self._logs.setdefault(check_scope(scope), MemoryLog())
+
+    def ledger(self, tenant: str) -> MemoryLedger:
+        return self._ledgers.setdefault(check_scope(tenant), MemoryLedger(time.monotonic))
 
     async def close(self) -> None:
         """Nothing is held open."""

@@ -13,7 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from feedback.budget import Ledger
 
 RATINGS_PER_DECISION: Final = 64
 Position = tuple[int, int]  # of an entry within its log: milliseconds and sequence number of its stream id
@@ -166,6 +169,10 @@ class Log(Protocol):
 class Store(Protocol):
     def log(self, scope: str) -> Log:
         """scope: "tenant.route", see `check_scope`."""
+        ...
+
+    def ledger(self, tenant: str) -> "Ledger":
+        """Of the tenant's budgets."""
         ...
 
     async def close(self) -> None: ...

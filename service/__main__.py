@@ -31,7 +31,7 @@ from service.admin import admin_app
 from service.app import Gateway, create_app
 from service.config import AdminSettings, Settings, parse_settings, read_file
 from service.config_problems import ConfigError
-from service.home import Home, home_of, open_learning, secret_of, shell_of
+from service.home import Home, home_of, open_budgets, open_learning, secret_of, shell_of
 from service.reload import ConfigurationFile
 
 KEEP_ALIVE_S = (
@@ -79,7 +79,7 @@ def _warn_of_missing_keys(settings: Settings) -> None:
 async def _serve(settings: Settings, secret: bytes, home: Home, options: argparse.Namespace) -> None:
     learning = await open_learning(settings, secret, home)
     shell = shell_of(settings, secret)
-    gateway = create_app(settings, learning, shell)
+    gateway = create_app(settings, learning, shell, await open_budgets(settings, learning, home))
     _collect_seldom()
 
     file = ConfigurationFile(options.config, partial(_parsed, options), gateway.adopt)

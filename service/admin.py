@@ -2,6 +2,7 @@
 
     GET  /metrics         for Prometheus; the one page that asks for no key, with /healthz
     GET  /admin/status    what was learned, and how each place of each model is doing
+    GET  /admin/budgets   what each budget's limit is, what is spent, and what gateways hold of it
     GET  /admin/models    the registry: every model with its prices
     PUT  /admin/models/N  set fields of a model, or add one: {"price_usd_per_mtok_in": 1, ..., "routes": ["auto"]}
     DELETE /admin/models/N  withdraw a model: it is called no more, and what was learned of it is kept
@@ -51,6 +52,10 @@ def admin_app(gateway: Gateway, settings: AdminSettings, file: ConfigurationFile
 
 def _pages(gateway: Gateway) -> APIRouter:
     router = APIRouter()
+
+    @router.get("/admin/budgets")
+    async def budgets() -> dict[str, Any]:
+        return gateway.budgets.told()
 
     @router.get("/admin/status")
     async def status() -> dict[str, Any]:

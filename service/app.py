@@ -23,6 +23,7 @@ from feedback.ids import bare_id
 from feedback.intake import FeedbackRefusedError
 from feedback.learning import Learning
 from service.access import Access
+from service.budgets import Budgets
 from service.calls import Shell
 from service.chat import PATH, ChatRoute, Message, Receive, Scope, Send
 from service.config import Settings
@@ -42,15 +43,20 @@ _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 class Gateway:
     """The ASGI callable, and all that it serves with. admin: the operator's own application, for a listener of its own."""
 
-    def __init__(self, settings: Settings, learning: Learning, shell: Shell, *, background: bool) -> None:
+    def __init__(
+        self, settings: Settings, learning: Learning, shell: Shell, budgets: Budgets, *, background: bool
+    ) -> None:
         clock = lambda: shell.ticks() * 1e-9  # noqa: E731
         self.settings, self.learning = settings, learning
         self.metrics = Metrics()
         self.outcomes = Outcomes(self.metrics.called)
         self.access = Access(settings, clock=clock)
-        self.pipeline = Pipeline(settings, served_routes(settings, learning.routes), shell, self.outcomes)
+        self.budgets = budgets
+        self.pipeline = Pipeline(
+            settings, served_routes(settings, learning.routes), shell, self.outcomes, budgets
+        )
         self.chat = ChatRoute(self.pipeline, self.access, max_body_bytes=settings.server.max_body_bytes)
-        self.rest = FastAPI(title="fairlead", lifespan=_lifespan(learning, shell, background=background))
+        self.rest = FastAPI(title="fairlead", lifespan=_lifespan(self, shell, background=background))
         self.created = int(shell.now())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +78,8 @@ class Gateway:
         scopes = quality_models(settings)
         if fresh := sorted(set(scopes) - set(self.learning.routes)):
             raise ReloadError(f"{', '.join(fresh)}: a new route or tenant begins with a restart")
+        take_over_budgets = self.budgets.adopt(settings.budgets)
+        take_over_budgets()
         for scope, model in scopes.items():
             self.learning.routes[scope].replica.adopt_model(model)
         self.pipeline.adopt(settings, served_routes(settings, self.learning.routes))
@@ -79,9 +87,16 @@ class Gateway:
         self.settings = settings
 
 
-def create_app(settings: Settings, learning: Learning, shell: Shell, *, background: bool = True) -> Gateway:
-    """background: run the learning loop within the lifespan; tests tick it themselves."""
-    gateway = Gateway(settings, learning, shell, background=background)
+def create_app(
+    settings: Settings,
+    learning: Learning,
+    shell: Shell,
+    budgets: Budgets | None = None,
+    *,
+    background: bool = True,
+) -> Gateway:
+    """background: run the loops of learning and budgets within the lifespan; tests tick them themselves."""
+    gateway = Gateway(settings, learning, shell, budgets or Budgets(), background=background)
     rest = gateway.rest
     rest.include_router(feedback_router(learning.intake), dependencies=[Depends(_own_feedback(gateway))])
     rest.include_router(decisions_router(gateway.pipeline, learning, gateway.access))
@@ -91,18 +106,22 @@ def create_app(settings: Settings, learning: Learning, shell: Shell, *, backgrou
     return gateway
 
 
-def _lifespan(learning: Learning, shell: Shell, *, background: bool) -> Any:
+def _lifespan(gateway: Gateway, shell: Shell, *, background: bool) -> Any:
+    learning, budgets = gateway.learning, gateway.budgets
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await learning.start()
-        loop = asyncio.create_task(learning.run()) if background else None
+        await budgets.tick()
+        loops = [asyncio.create_task(loop) for loop in (learning.run(), budgets.run()) if background]
         try:
             yield
         finally:
-            if loop is not None:
+            for loop in loops:
                 loop.cancel()
-                await asyncio.gather(loop, return_exceptions=True)
+            await asyncio.gather(*loops, return_exceptions=True)
             await shell.upstream.close()
+            await budgets.close()
             await learning.close()
 
     return lifespan

@@ -22,9 +22,11 @@ from pydantic import ValidationError
 
 from bandit.arms import Arm
 from bandit.newcomers import Newcomers
+from feedback.budget import Budget, nano
 from service.config_problems import ConfigError, problems_of
 from service.config_shape import (
     AdminEntry,
+    BudgetEntry,
     DeploymentEntry,
     FileEntry,
     KeyEntry,
@@ -39,6 +41,7 @@ from service.yaml_lines import Document, Problem, read_yaml
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 
+LEASES: Final = 20  # that a budget is good for, where the file does not say
 DEFAULT_TENANT: Final = "default"  # of everybody where no key tells tenants apart
 
 StrategyName = Literal["bandit", "fixed", "uniform", "cascade"]
@@ -264,6 +267,26 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantBudget:
+    """What a tenant (default "default") may spend in a period, all gateways together.
+
+    budget: in the file its name, 1 to 64 of a-z 0-9 _ -, with usd, above 0, at most 4 x 10^6; period, "day", "month" (default;
+        both in UTC) or "total"; lease_usd, what one gateway holds of it at most, and so the most that one can overspend and
+        that one call may be expected to cost (default: a twentieth); when_store_away, what becomes of requests once the lease
+        is used up and the store is away: "fail_open" (default) lets each gateway spend local_cap_usd more (default: one
+        lease), "fail_closed" refuses them.
+    routes: routes or models that it is for; empty (default): all.
+    """
+
+    budget: Budget
+    tenant: str
+    routes: frozenset[str]
+
+    def covers(self, tenant: str, route: str) -> bool:
+        return tenant == self.tenant and (not self.routes or route in self.routes)
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamSettings:
     """How long to wait for a model, in seconds, each above 0 and at most 3600.
 
@@ -285,7 +308,7 @@ class UpstreamSettings:
 class Settings:
     """The whole file, with what its variables name in the environment.
 
-    keys: who may use the gateway; empty: anybody. admin: None without the operator's listener.
+    keys: who may use the gateway; empty: anybody. admin: None without the operator's listener. budgets: what may be spent.
     """
 
     models: Mapping[str, Model]
@@ -295,6 +318,7 @@ class Settings:
     upstream: UpstreamSettings
     keys: tuple[Key, ...] = ()
     admin: AdminSettings | None = None
+    budgets: tuple[TenantBudget, ...] = ()
 
     @property
     def tenants(self) -> tuple[str, ...]:
@@ -346,6 +370,7 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
         upstream=UpstreamSettings(**contents.upstream.model_dump()),
         keys=tuple(_key(entry) for entry in contents.access.keys) if contents.access else (),
         admin=_admin(contents.admin) if contents.admin else None,
+        budgets=tuple(_budget(name, entry) for name, entry in contents.budgets.items()),
     )
 
 
@@ -438,6 +463,19 @@ def _route(name: str, entry: RouteEntry) -> Route:
         newcomers=_newcomers(entry.newcomers),
         ramp=None if entry.ramp is None else Ramp(entry.ramp.baseline, entry.ramp.share),
     )
+
+
+def _budget(name: str, entry: BudgetEntry) -> TenantBudget:
+    lease_usd = entry.usd / LEASES if entry.lease_usd is None else entry.lease_usd
+    budget = Budget(
+        name,
+        limit_nano_usd=nano(entry.usd),
+        lease_nano_usd=nano(lease_usd),
+        period=entry.period,
+        when_away=entry.when_store_away,
+        local_cap_nano_usd=nano(lease_usd if entry.local_cap_usd is None else entry.local_cap_usd),
+    )
+    return TenantBudget(budget, entry.tenant, frozenset(entry.routes))
 
 
 def _newcomers(entry: NewcomersEntry) -> Newcomers:

@@ -24,6 +24,7 @@ ROUTE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 KEY_PREFIX: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
+BUDGET_NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 TENANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 SHA256: Final = re.compile(r"[0-9A-Fa-f]{64}")
 HEADER_VALUE: Final = re.compile(r"[!-~]+")  # visible ASCII: what may stand behind `Bearer `
@@ -251,6 +252,39 @@ def _ramp_of_this_route(ramp: "RampEntry | None", info: ValidationInfo) -> "Ramp
     return ramp
 
 
+def _budget_name(name: str) -> str:
+    if not BUDGET_NAME.fullmatch(name):
+        raise _wrong("a budget's name is 1 to 64 of a-z 0-9 _ -")
+    return name
+
+
+def _lease(lease_usd: float | None, info: ValidationInfo) -> float | None:
+    usd = info.data.get("usd")
+    if lease_usd is not None and usd is not None and lease_usd > usd:
+        raise _wrong(f"one gateway's lease is a part of the budget's {usd:g} USD")
+    return lease_usd
+
+
+def _budgets_of_this_file(
+    budgets: "dict[str, BudgetEntry]", info: ValidationInfo
+) -> "dict[str, BudgetEntry]":
+    """Of tenants that have a key, and for routes or models that there are."""
+    routes, access = info.data.get("routes"), info.data.get("access")
+    if routes is None:
+        return budgets
+    served = frozenset(routes) | _surroundings(info).models
+    tenants = {key.tenant for key in access.keys} if access else {"default"}
+    for name, budget in budgets.items():
+        if budget.tenant not in tenants:
+            raise _wrong(
+                f"{name}: no key has the tenant '{budget.tenant}'; there is {', '.join(sorted(tenants))}"
+            )
+        for route in budget.routes:
+            if route not in served:
+                raise _wrong(f"{name}: unknown route '{route}'" + nearest(route, served))
+    return budgets
+
+
 def _listed(name: str | None, info: ValidationInfo) -> str | None:
     """One of the route's own models."""
     listed = info.data.get("models", [])
@@ -268,6 +302,7 @@ def _worth(worth: float | None, info: ValidationInfo) -> float | None:
 
 Price = Annotated[float, Field(ge=0, le=1e6)]
 Timeout = Annotated[float, Field(gt=0, le=3600)]
+Usd = Annotated[float, Field(gt=0, le=4e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Printable = Annotated[str, AfterValidator(_printable)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
@@ -421,6 +456,16 @@ class UpstreamEntry(_Section):
     retry_share: float = Field(default=0.1, ge=0, le=1)
 
 
+class BudgetEntry(_Section):
+    usd: Usd
+    period: Literal["day", "month", "total"] = "month"
+    tenant: Annotated[str, AfterValidator(_tenant)] = "default"
+    routes: Annotated[list[Printable], AfterValidator(_distinct)] = Field(default_factory=list)
+    lease_usd: Annotated[Usd | None, AfterValidator(_lease)] = None
+    when_store_away: Literal["fail_open", "fail_closed"] = "fail_open"
+    local_cap_usd: Annotated[float, Field(ge=0, le=4e6)] | None = None
+
+
 class FileEntry(_Section):
     """The whole file."""
 
@@ -432,3 +477,6 @@ class FileEntry(_Section):
     # An absent section is validated as an empty one: its address may come from the environment.
     store: StoreEntry = Field(default={}, validate_default=True)
     upstream: UpstreamEntry = Field(default_factory=UpstreamEntry)
+    budgets: Annotated[
+        dict[Annotated[str, AfterValidator(_budget_name)], BudgetEntry], AfterValidator(_budgets_of_this_file)
+    ] = Field(default_factory=dict)

@@ -8,6 +8,7 @@ ApiError                        any status; the others below are its common shap
 ├── RequestTimeoutError     408 the body did not come in time
 ├── PayloadTooLargeError    413 the body is longer than the gateway reads
 ├── RateLimitError          429 the caller, or every model for it, has done as much as it may; says when to come back
+├── BudgetSpentError        429 a budget has no money left for the call
 ├── UpstreamFailedError     502 every model tried failed
 ├── UpstreamTimeoutError    504 the model did not answer in time
 └── UnavailableError        503 the gateway cannot serve now; says when to come back
@@ -107,6 +108,19 @@ class RateLimitError(ApiError):
             type="rate_limit_error",
             code="rate_limit_exceeded",
             headers={**headers, **_come_back(retry_after_s)},
+        )
+
+
+class BudgetSpentError(ApiError):
+    """OpenAI's own word for it; SDKs are told that asking again is of no use."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            status=429,
+            type="insufficient_quota",
+            code="insufficient_quota",
+            headers={"x-should-retry": "false"},
         )
 
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 from urllib.parse import urlsplit
 
+from feedback.budget import Purse
 from feedback.embedded import EmbeddedServer
 from feedback.ids import load_secret, new_id
 from feedback.learning import Identity, Learning
@@ -23,6 +24,7 @@ from feedback.memory_store import MemoryStore
 from feedback.redis_store import RedisStore
 from feedback.spool import Spool
 from feedback.store import Store, StoreError, StoreUnfitError
+from service.budgets import Budgets
 from service.calls import Shell
 from service.config import Settings, StoreSettings
 from service.routes import quality_models
@@ -93,6 +95,30 @@ async def open_learning(settings: Settings, secret: bytes, home: Home) -> Learni
         patience_s=home.patience_s,
         revive=home.embedded.ensure if home.embedded else None,
     )
+
+
+async def open_budgets(settings: Settings, learning: Learning, home: Home) -> Budgets:
+    """At the store where learning keeps what it learns. Raises SpoolError."""
+    if not settings.budgets:
+        return Budgets()
+    replica = token_hex(8)
+    journal = await Spool.open(home.spool / "spent", worker=replica, clock=time.time)
+    names = {tenants.budget.name for tenants in settings.budgets}
+    for entry in journal.pending():
+        if entry.payload.get("budget") not in names:
+            await journal.bury(entry, "the configuration has no budget of this name any more")
+    purses = [
+        Purse(
+            tenants.budget,
+            learning.store.ledger(tenants.tenant),
+            replica=replica,
+            clock=time.time,
+            ticks=time.monotonic,
+            journal=journal,
+        )
+        for tenants in settings.budgets
+    ]
+    return Budgets(list(zip(settings.budgets, purses, strict=True)), journal)
 
 
 def shell_of(settings: Settings, secret: bytes) -> Shell:

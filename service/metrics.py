@@ -78,6 +78,13 @@ class Metrics:
             "feedback_queued", "Feedback on disk that the store does not have yet.", "livemax"
         )
         self._away = self._gauge("store_away", "1 while the store cannot be reached.", "livemax")
+        self._budget = self._gauge(
+            "budget_usd",
+            "Of each budget: its limit, what is spent, what gateways hold.",
+            "livemax",
+            "budget",
+            "what",
+        )
         self._events = self._gauge("events_folded", "Events in the posterior.", "livemax", "route")
 
     def called(self, decision_id: str, outcome: Outcome) -> None:
@@ -125,6 +132,10 @@ class Metrics:
         self._away.set(float(gateway.learning.store_error is not None))
         for scope, route in gateway.learning.routes.items():
             self._events.labels(scope).set(route.replica.state.events)
+        for name, told in gateway.budgets.told().items():
+            for what in ("limit", "spent", "held"):
+                if (usd := told[f"{what}_usd"]) is not None:
+                    self._budget.labels(name, what).set(usd)
         now_s = gateway.access.clock()
         for name, resting in gateway.pipeline.deployments.resting(now_s).items():
             self._resting.labels(name).set(resting)

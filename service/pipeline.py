@@ -7,6 +7,7 @@ Nothing on this line waits for the store. Until the first byte of an answer has 
 next decision is made among the rest; every attempt is a decision of its own, with an id of its own.
 """
 
+import math
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,10 @@ from bandit.decide import Decision, decide
 from bandit.features import context_of
 from bandit.latency import LatencyModel, in_time
 from bandit.policy import Policy, objective_of
-from bandit.types import Context
+from bandit.types import Context, Vector
 from feedback.records import encode_record, prefix_of
 from service.access import ANYBODY, Caller
+from service.budgets import Budgets
 from service.calls import Answer, Attempt, Call, Calls, Line, Shell, Tries
 from service.cascade import judge_request, judge_score, text_of, token_confidence, without_logprobs
 from service.config import Cascade, Settings
@@ -72,15 +74,21 @@ class Pipeline:
     """routes: tenant -> what a client may ask for -> how it is served."""
 
     def __init__(
-        self, settings: Settings, routes: Mapping[str, Routes], shell: Shell, outcomes: Outcomes
+        self,
+        settings: Settings,
+        routes: Mapping[str, Routes],
+        shell: Shell,
+        outcomes: Outcomes,
+        budgets: Budgets | None = None,
     ) -> None:
         self.routes, self.outcomes = routes, outcomes
+        self.budgets = budgets or Budgets()
         self.deployments = Deployments(settings.models)
         self._shell, self._settings = shell, settings
         self.calls = Calls(shell, self.deployments, outcomes, settings.upstream)
         self._sessions = Sessions()
         self._pacers = Pacers()
-        outcomes.watchers.append(self._pacers.settled)
+        outcomes.watchers += [self._pacers.settled, self.budgets.settled]
         self.budget = RetryBudget(settings.upstream.retry_share, now_s=self.calls.now_s)
 
     def adopt(self, settings: Settings, routes: Mapping[str, Routes]) -> None:
@@ -129,6 +137,7 @@ class Pipeline:
         try:
             call = self.calls.open(attempt)
         except FailedError as failed:
+            self.budgets.release(attempt.decision.decision_id)
             raise failed.error from failed
         self._hold(request, attempt)
         return call
@@ -193,7 +202,11 @@ class Pipeline:
         return self._make(request, self._attempt(request, None))
 
     async def _make(self, request: _Request, attempt: Attempt) -> _Tried:
-        return _Tried(attempt, *await self.calls.make(attempt, request.tries))
+        try:
+            return _Tried(attempt, *await self.calls.make(attempt, request.tries))
+        except FailedError:
+            self.budgets.release(attempt.decision.decision_id)
+            raise
 
     def _attempt(self, request: _Request, failure: ApiError | None, *, logprobs: bool = False) -> Attempt:
         """The next decision. failure: raised where nobody is left to ask, if there was one. Raises ApiError."""
@@ -204,6 +217,7 @@ class Pipeline:
         decision = self._decide(request, candidates, self._shell.new_id(route.learned.scope))
         self._record(request, decision, excluded)
         self._pacers.decided(decision, route)
+        self.budgets.reserve(request.caller.tenant, route.name, decision.decision_id, _expected_usd(decision))
         request.decisions += 1
         request.asked.add(decision.arm.name)
         model = route.models[decision.arm.name]
@@ -222,7 +236,8 @@ class Pipeline:
             excluded += tuple(Exclusion(name, fault, REASONS[fault]) for name, fault in faults.items())
             able = tuple(arm for arm in able if arm.name not in faults)
         able, late = self._in_time(request, able)
-        excluded += late
+        able, beyond = self._affordable(request, able)
+        excluded += late + beyond
         held = self._held(request)
         return self._kept(request, able, excluded, held) if held else (able, excluded)
 
@@ -239,6 +254,27 @@ class Pipeline:
         tokens_out = tokens_out.clip(max=needs.max_tokens_out or np.inf)
         late = model.late([arm.name for arm in able], tokens_out, limit.limit_s)
         return in_time(able, late, limit_s=limit.limit_s, confidence=limit.confidence)
+
+    def _affordable(
+        self, request: _Request, able: tuple[Arm, ...]
+    ) -> tuple[tuple[Arm, ...], tuple[Exclusion, ...]]:
+        """Without those that a budget of the tenant cannot pay for now."""
+        room_usd = self.budgets.room_usd(request.caller.tenant, request.route.name)
+        if math.isinf(room_usd):
+            return able, ()
+        costs = self._expected_usd(request, able)
+        beyond = {
+            arm.name: Exclusion(
+                arm.name, "budget", f"expected to cost {usd:.2g} USD; {room_usd:.2g} are left"
+            )
+            for arm, usd in zip(able, costs, strict=True)
+            if usd > room_usd
+        }
+        return tuple(arm for arm in able if arm.name not in beyond), tuple(beyond.values())
+
+    def _expected_usd(self, request: _Request, arms: tuple[Arm, ...]) -> Vector:
+        cost = request.route.learned.replica.posterior.cost
+        return cost.expected_usd(arms, request.context.needs, request.context.x)
 
     def _held(self, request: _Request) -> Held | None:
         key = request.conversation.continued if request.conversation else None
@@ -305,6 +341,11 @@ class Pipeline:
                 f"every model of the route '{request.route.name}' that could serve this has all it can take"
             )
             return RateLimitError(message, self.deployments.free_in_s(busy, self.calls.now_s))
+        unpaid = {e.arm for e in excluded if e.code == "budget"}
+        if unpaid:
+            arms = tuple(arm for arm in request.arms if arm.name in unpaid)
+            least_usd = float(self._expected_usd(request, arms).min())
+            return self.budgets.refused(request.caller.tenant, request.route.name, least_usd)
         if all(exclusion.code in AT_FAULT for exclusion in excluded):
             message = (
                 f"no model of the route '{request.route.name}' can be called now; the gateway's log says why"
@@ -366,6 +407,10 @@ def _with_headers(error: ApiError, request: _Request) -> ApiError:
         headers["x-should-retry"] = "false"
     error.headers = headers
     return error
+
+
+def _expected_usd(decision: Decision) -> float:
+    return float(decision.cost_usd[decision.candidates.index(decision.arm)])
 
 
 async def _read(answer: Answer) -> bytes:

@@ -26,7 +26,7 @@ from feedback.learning import Learning
 from service.calls import Call
 from service.config import load_settings
 from service.errors import UpstreamFailedError, UpstreamTimeoutError
-from service.home import home_of, open_learning, secret_of, shell_of
+from service.home import home_of, open_budgets, open_learning, secret_of, shell_of
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
 from service.refusals import FailedError
@@ -66,17 +66,24 @@ class Router:
         settings = load_settings(Path(config), environ)
         with ExitStack() as stack:
             secret = secret_of(settings)
-            learning = await open_learning(settings, secret, home_of(settings, stack, ephemeral=ephemeral))
+            home = home_of(settings, stack, ephemeral=ephemeral)
+            learning = await open_learning(settings, secret, home)
+            budgets = await open_budgets(settings, learning, home)
             shell = shell_of(settings, secret)
-            pipeline = Pipeline(settings, served_routes(settings, learning.routes), shell, Outcomes())
+            pipeline = Pipeline(
+                settings, served_routes(settings, learning.routes), shell, Outcomes(), budgets
+            )
             await learning.start()
-            running = asyncio.create_task(learning.run())
+            await budgets.tick()
+            running = [asyncio.create_task(loop) for loop in (learning.run(), budgets.run())]
             try:
                 yield cls(pipeline, learning)
             finally:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
+                for loop in running:
+                    loop.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
                 await shell.upstream.close()
+                await budgets.close()
                 await learning.close()
 
     def route(
@@ -135,6 +142,7 @@ class Router:
         elif failed is not None:
             error = FailedError(UpstreamFailedError(failed))
         self.pipeline.calls.tell(call, error)
+        self.pipeline.budgets.release(choice.decision_id)  # of a call that failed: others are settled by now
 
     async def feedback(self, decision_id: str, **values: Any) -> dict[str, Any]:
         """As POST /feedback: rating, judge_score (with judge), cost_usd, idempotency_key. Raises pydantic's

@@ -21,6 +21,7 @@ from feedback.spool import Spool
 from service.app import create_app
 from service.calls import Shell
 from service.config import parse_settings
+from service.home import Home, open_budgets
 from service.routes import quality_models
 from service.upstream import AiohttpUpstream
 
@@ -213,8 +214,9 @@ class Lab:
     thread: "LoopThread"
 
     def tick(self) -> None:
-        """One round of learning: what was left behind is written, what is new is folded."""
+        """One round of learning and of budgets: what was left behind is written, what is new is folded."""
         self.thread.run(self.gateway.learning.tick())
+        self.thread.run(self.gateway.budgets.tick())
 
     def says(self, **behaviours: Behaviour) -> None:
         self.upstreams.behaviour.update(behaviours)
@@ -336,11 +338,14 @@ class Street:
                 SECRET, scope, now_s=time.time(), entropy=next(numbers).to_bytes(8, "big")
             ),
         )
-        self.app = create_app(settings, learning, shell, background=False)
+        budgets = await open_budgets(settings, learning, Home(None, folder / "spool"))
+        self.app = create_app(settings, learning, shell, budgets, background=False)
         await learning.start()
+        await budgets.tick()
 
         async def close() -> None:
             await shell.upstream.close()
+            await budgets.close()
             await learning.close()
 
         return self.app, close
