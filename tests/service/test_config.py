@@ -388,7 +388,7 @@ def test_every_problem_is_listed_with_its_line_its_path_and_what_would_be_right(
             "0.05\n",
             "1\nzzz: {}\n",
             "10: zzz",
-            "known: access, admin, models, routes, server, store, upstream",
+            "known: access, admin, budgets, models, routes, server, store, upstream",
         ),
     ],
 )
