@@ -33,6 +33,7 @@ from service.config import AdminSettings, Settings, parse_settings, read_file
 from service.config_problems import ConfigError
 from service.home import Home, home_of, open_budgets, open_learning, secret_of, shell_of
 from service.reload import ConfigurationFile
+from service.workers import Workers, parent_is_gone, share_metrics
 
 KEEP_ALIVE_S = (
     75  # longer than clients keep an idle connection, lest they send into one that is just being closed
@@ -55,9 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = _settings(options)
             secret = secret_of(settings)
             _warn_of_missing_keys(settings)
+            supervises = settings.server.workers > 1 and options.listen_on is None
+            if supervises and options.ephemeral:
+                print(
+                    "--ephemeral keeps what is learned in one process; server.workers must be 1",
+                    file=sys.stderr,
+                )
+                return 2
             home = home_of(settings, stack, ephemeral=options.ephemeral)
-            stack.enter_context(threadpool_limits(1))
             runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+            if supervises:
+                share_metrics(stack)
+                return runner.run(Workers(settings.server, arguments, admin=settings.admin is not None).run())
+            stack.enter_context(threadpool_limits(1))
             runner.run(_serve(settings, secret, home, options))
     except (ConfigError, SecretError, EmbeddedServerError, SpoolError) as error:
         print(error, file=sys.stderr)
@@ -87,9 +98,16 @@ async def _serve(settings: Settings, secret: bytes, home: Home, options: argpars
     watching = asyncio.create_task(file.watch())
     try:
         async with AsyncExitStack() as stack:
-            if settings.admin is not None:
+            if settings.admin is not None and not options.without_admin:
                 await stack.enter_async_context(_admin(gateway, settings.admin, file))
-            await _listening(gateway, settings).serve()
+            server = _listening(gateway, settings)
+            if options.parent is not None:
+                alone = asyncio.create_task(parent_is_gone(options.parent))
+                alone.add_done_callback(lambda _: server.handle_exit(signal.SIGTERM, None))
+                stack.callback(alone.cancel)
+            await server.serve(
+                sockets=None if options.listen_on is None else [socket(fileno=options.listen_on)]
+            )
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
@@ -196,6 +214,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--ephemeral", action="store_true", help="keep nothing: the store is this process's memory"
     )
+    for own in ("--listen-on", "--parent"):  # of a worker: service.workers
+        parser.add_argument(own, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--without-admin", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(arguments)
 

@@ -215,12 +215,14 @@ class ServerSettings:
     """host: address to listen on. port: 0 to 65535, 0 for any free one. max_body_bytes: longest request, 1 KiB to 1 GiB.
 
     max_concurrent: chat requests at once, 1 to 10^6, default 1000; one more is turned away with 503.
+    workers: processes that share the port, 1 to 64, default 1 (service.workers); limits on requests are each one's own.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     max_body_bytes: int = 4 * 1024 * 1024
     max_concurrent: int = 1000
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

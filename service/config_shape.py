@@ -420,6 +420,7 @@ class ServerEntry(_Section):
     port: int = Field(default=8080, ge=0, le=65535)
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
     max_concurrent: Limit = 1000
+    workers: int = Field(default=1, ge=1, le=64)
 
 
 class KeyEntry(_Section):

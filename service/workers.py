@@ -1,0 +1,140 @@
+"""Several workers on one machine: processes that accept from one listening socket, each a whole gateway.
+
+They share the store, through it what is learned, and one folder of metrics. This process keeps the socket and the embedded
+store, starts a worker again when it ends, and hands signals on; it serves nothing itself. The first worker has the operator's
+listener. A worker that was killed leaves its spool to the one that comes after it (feedback.spool).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from socket import socket
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import uvicorn
+
+from service.config import ServerSettings
+
+FIRST_PAUSE_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 10.0
+LEAVE_S: Final = 40.0  # longer than a worker gives its requests to end
+UNFIT: Final = 2  # the exit code of a gateway whose settings or store are wrong
+log = logging.getLogger("service")
+
+
+class Workers:
+    """command: the arguments of `python -m service`, without what is one worker's own. admin: there is an operator's
+    listener, and the first worker has it.
+    """
+
+    def __init__(self, server: ServerSettings, command: Sequence[str], *, admin: bool) -> None:
+        self._server, self._command, self._admin = server, command, admin
+        self._running: dict[int, asyncio.subprocess.Process] = {}
+        self._leaving = asyncio.Event()
+        self._code = 0
+
+    async def run(self) -> int:
+        """Until a signal ends it. Exit code: 0, or 2 where a worker says that it can never serve."""
+        with _listening(self._server) as shared:
+            self._hand_signals_on()
+            ready = [asyncio.Event() for _ in range(self._server.workers)]
+            keeping = [
+                asyncio.create_task(self._keep(number, shared.fileno(), event))
+                for number, event in enumerate(ready)
+            ]
+            announcing = asyncio.create_task(self._announce(shared, ready))
+            await self._leaving.wait()
+            announcing.cancel()
+            await self._end(keeping)
+        return self._code
+
+    def _hand_signals_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._leaving.set)
+        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for process in self._running.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    async def _announce(self, shared: socket, ready: Sequence[asyncio.Event]) -> None:
+        for event in ready:
+            await event.wait()
+        host, port = shared.getsockname()[:2]
+        print(f"gateway on http://{host}:{port}", flush=True)
+
+    async def _keep(self, number: int, listening: int, ready: asyncio.Event) -> None:
+        """Worker `number`, started again whenever it ends."""
+        pause_s = FIRST_PAUSE_S
+        while not self._leaving.is_set():
+            process = self._running[number] = await self._start(number, listening)
+            await self._hear(process, ready)
+            code = await process.wait()
+            if self._leaving.is_set():
+                return
+            if code == UNFIT:
+                self._code = UNFIT
+                self._leaving.set()
+                return
+            log.error("worker %d ended with %s; another takes its place", number, code)
+            pause_s = FIRST_PAUSE_S if ready.is_set() else min(2 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    async def _start(self, number: int, listening: int) -> asyncio.subprocess.Process:
+        own = ["--listen-on", str(listening), "--parent", str(os.getpid())]
+        if not (self._admin and number == 0):
+            own.append("--without-admin")
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "service",
+            *self._command,
+            *own,
+            stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=[listening],
+            start_new_session=True,  # a terminal's interrupt comes to this process, which ends them in order
+        )
+
+    async def _hear(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+        """Its lines, until it ends: where the operator's listener is, and that it serves."""
+        assert process.stdout is not None
+        async for line in process.stdout:
+            if line.startswith(b"gateway on "):
+                ready.set()
+            else:
+                sys.stdout.write(line.decode())
+                sys.stdout.flush()
+
+    async def _end(self, keeping: Sequence[asyncio.Task[None]]) -> None:
+        self._tell(signal.SIGTERM)
+        _, late = await asyncio.wait(keeping, timeout=LEAVE_S)
+        if late:
+            log.error("%d workers did not end in %g s and are killed", len(late), LEAVE_S)
+            self._tell(signal.SIGKILL)
+            await asyncio.wait(late)
+
+
+def share_metrics(stack: ExitStack) -> None:
+    """One folder in which all workers count, unless the operator has named one (service.metrics)."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(TemporaryDirectory(prefix="metrics-"))
+
+
+def _listening(server: ServerSettings) -> socket:
+    """Uvicorn's own way to bind: it ends the process, saying why, where the address cannot be had."""
+    return uvicorn.Config(app="", host=server.host, port=server.port, log_config=None).bind_socket()
+
+
+async def parent_is_gone(parent: int) -> None:
+    """In a worker: returns once the process that started it has ended without a word."""
+    while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(1.0)
+    log.error("the process that started this worker is gone: leaving too")
