@@ -21,8 +21,10 @@ from typing import Final, Literal
 from pydantic import ValidationError
 
 from bandit.arms import Arm
+from bandit.classifier import Classified
 from bandit.newcomers import Newcomers
 from feedback.budget import Budget, nano
+from service.classified import classifiers_of
 from service.config_problems import ConfigError, problems_of
 from service.config_shape import (
     AdminEntry,
@@ -44,7 +46,7 @@ MAX_FILE_BYTES: Final = 1024 * 1024
 LEASES: Final = 20  # that a budget is good for, where the file does not say
 DEFAULT_TENANT: Final = "default"  # of everybody where no key tells tenants apart
 
-StrategyName = Literal["bandit", "fixed", "uniform", "cascade"]
+StrategyName = Literal["bandit", "fixed", "uniform", "cascade", "classifier"]
 SignalName = Literal["logprob", "judge"]
 ObjectiveName = Literal["quality", "balanced", "cost"]
 PriorName = Literal["shipped", "none"]
@@ -168,8 +170,8 @@ class Route:
 
     name: 1 to 64 of a-z 0-9 _ . -; it is part of the store's keys. Never the name of a model.
     models: at least one, in the order listed.
-    strategy: "bandit" (default), "fixed" (the first listed that can serve), "uniform" or "cascade" (one after the other
-        in the order listed, until an answer is good enough).
+    strategy: "bandit" (default), "fixed" (the first listed that can serve), "uniform", "cascade" (one after the other
+        in the order listed, until an answer is good enough) or "classifier" (by the predicted kind of request).
     objective: "quality", "balanced" (default) or "cost".
     usd_per_quality: USD that one full point of quality (0 to 1) is worth, above 0, at most 10^6; for "balanced", and
         required when the strategy is "bandit".
@@ -181,6 +183,7 @@ class Route:
     baseline: for "cost": the model that quality_floor is measured from; default: the one that is best over all traffic.
     confidence: for "cost": only models that are above the floor with this probability, 0.5 to 1, are chosen; default: none,
         posterior draws decide, which explores.
+    classifier: with, and only with, that strategy: what kind of request this is, and who is good at which.
     prior: what is believed of models before the first rating: "shipped" (default) or "none".
     latency: leave out models that are too likely to be late; the likeliest to be in time always stays. Default: none.
     newcomers: an allowance for trying models that are new beside others (bandit.newcomers); share 0 is none.
@@ -208,6 +211,7 @@ class Route:
     latency: LatencyLimit | None = None
     newcomers: Newcomers = field(default_factory=Newcomers)
     ramp: Ramp | None = None
+    classifier: Classified | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,13 +364,17 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
     document = read_yaml(text)
     contents, problems = _validated(document, environ)
     problems += _routes_without_models(contents, document) if contents else []
+    classifiers, unread = classifiers_of(contents, document, folder) if contents else ({}, [])
+    problems += unread
     if contents is None or problems:
         raise ConfigError(source, problems)
     return Settings(
         models=MappingProxyType(
             {name: _model(name, entry, environ) for name, entry in contents.models.items()}
         ),
-        routes=MappingProxyType({name: _route(name, entry) for name, entry in contents.routes.items()}),
+        routes=MappingProxyType(
+            {name: _route(name, entry, classifiers.get(name)) for name, entry in contents.routes.items()}
+        ),
         server=ServerSettings(**contents.server.model_dump()),
         store=_store(contents.store, folder, environ),
         upstream=UpstreamSettings(**contents.upstream.model_dump()),
@@ -444,7 +452,7 @@ def _deployments(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> tu
     return tuple(deployments)
 
 
-def _route(name: str, entry: RouteEntry) -> Route:
+def _route(name: str, entry: RouteEntry, classifier: Classified | None) -> Route:
     return Route(
         name=name,
         models=tuple(entry.models),
@@ -464,6 +472,7 @@ def _route(name: str, entry: RouteEntry) -> Route:
         latency=None if entry.latency is None else LatencyLimit(**entry.latency.model_dump()),
         newcomers=_newcomers(entry.newcomers),
         ramp=None if entry.ramp is None else Ramp(entry.ramp.baseline, entry.ramp.share),
+        classifier=classifier,
     )
 
 

@@ -219,6 +219,15 @@ def _cascade_of_this_route(cascade: "CascadeEntry | None", info: ValidationInfo)
     return cascade
 
 
+def _classifier_of_this_route(file: str | None, info: ValidationInfo) -> str | None:
+    strategy = info.data.get("strategy")
+    if strategy == "classifier" and file is None:
+        raise _wrong("missing: `strategy: classifier` needs a file that fit-classifier wrote")
+    if strategy is not None and strategy != "classifier" and file is not None:
+        raise _wrong("acts only with `strategy: classifier`")
+    return file
+
+
 def _judge(judge: str | None, info: ValidationInfo) -> str | None:
     if info.data.get("signal") == "judge" and judge is None:
         raise _wrong("missing: `signal: judge` needs the name of the model that judges")
@@ -294,7 +303,9 @@ def _listed(name: str | None, info: ValidationInfo) -> str | None:
 
 
 def _worth(worth: float | None, info: ValidationInfo) -> float | None:
-    weighed = (info.data.get("strategy"), info.data.get("objective")) == ("bandit", "balanced")
+    weighed = (
+        info.data.get("strategy") in ("bandit", "classifier") and info.data.get("objective") == "balanced"
+    )
     if worth is None and weighed:
         raise _wrong("missing: `objective: balanced` needs what one full point of quality is worth in USD")
     return worth
@@ -348,6 +359,7 @@ class ModelEntry(_Section):
     expected_quality: Share | None = None
     expected_quality_ratings: float = Field(default=20.0, gt=0, le=1e6)
     sibling: Printable | None = None
+    quality: dict[Printable, Share] = Field(default_factory=dict)
 
 
 class WhenEntry(_Section):
@@ -391,7 +403,7 @@ class NewcomersEntry(_Section):
 
 class RouteEntry(_Section):
     models: Annotated[list[ModelName], Field(min_length=1), AfterValidator(_distinct)]
-    strategy: Literal["bandit", "fixed", "uniform", "cascade"] = "bandit"
+    strategy: Literal["bandit", "fixed", "uniform", "cascade", "classifier"] = "bandit"
     objective: Literal["quality", "balanced", "cost"] = "balanced"
     usd_per_quality: Annotated[
         Annotated[float, Field(gt=0, le=1e6)] | None, AfterValidator(_worth), Field(validate_default=True)
@@ -410,6 +422,9 @@ class RouteEntry(_Section):
     rules: Annotated[list[RuleEntry], AfterValidator(_rules_of_this_route)] = Field(default_factory=list)
     cascade: Annotated[
         CascadeEntry | None, AfterValidator(_cascade_of_this_route), Field(validate_default=True)
+    ] = None
+    classifier: Annotated[
+        Printable | None, AfterValidator(_classifier_of_this_route), Field(validate_default=True)
     ] = None
     sticky_sessions: bool = True
     hedge_after_s: Timeout | None = None

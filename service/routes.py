@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from bandit.arms import Arm
+from bandit.newcomers import Newcomers
 from bandit.objective import Balanced, Cost, Objective, Quality
 from bandit.policy import Fixed, Policy, Ramped, Thompson, Uniform
 from bandit.quality import QualityModel, SharedBaseline
@@ -14,6 +15,8 @@ from feedback.shipped import shipped_prior
 from service.config import DEFAULT_TENANT, Cascade, Model, Route, Rule, Settings
 from service.errors import BadRequestError, ModelNotFoundError
 from service.extension import Extension
+
+WEIGHING: Final = ("bandit", "classifier")  # strategies with an objective
 
 Routes = Mapping[str, "ServedRoute"]  # by what a client may ask for
 
@@ -54,7 +57,7 @@ class ServedRoute:
         """The policy and its tag, with what one request wants otherwise. Raises BadRequestError."""
         if not wishes.changes_policy:
             return self.policy, self.policy_tag
-        if self.configured is None or self.configured.strategy != "bandit":
+        if self.configured is None or self.configured.strategy not in WEIGHING:
             message = (
                 f"'{self.name}' weighs nothing, so no objective can be given; ask for a route that learns"
             )
@@ -88,9 +91,11 @@ def quality_models(settings: Settings) -> dict[str, QualityModel]:
     }
 
 
-def quality_model(settings: Settings, route: str) -> SharedBaseline:
-    """The route's models and what is believed of them before the first rating."""
+def quality_model(settings: Settings, route: str) -> QualityModel:
+    """The route's models and what is believed of them: by its classifier, or before the first rating."""
     own = settings.routes[route]
+    if own.classifier is not None:
+        return own.classifier
     arms = tuple(settings.models[model].arm for model in own.models)
     return SharedBaseline(shipped_prior() if own.prior == "shipped" else None, arms)
 
@@ -135,7 +140,7 @@ def _routed(name: str, settings: Settings, learned: LearnedRoute) -> ServedRoute
         policy_tag=policy_tag(policy, quality_model(settings, name)),
         learned=learned,
         configured=route,
-        sticks=route.sticky_sessions and cheaper and route.strategy == "bandit",
+        sticks=route.sticky_sessions and cheaper and route.strategy in WEIGHING,
     )
 
 
@@ -161,6 +166,8 @@ def _strategy(route: Route) -> Policy:
             return Fixed()
         case "uniform":
             return Uniform()
+        case "classifier":
+            return Thompson(_objective(route), floor=route.exploration_floor, newcomers=Newcomers(share=0.0))
         case _:
             return Thompson(_objective(route), floor=route.exploration_floor, newcomers=route.newcomers)
 

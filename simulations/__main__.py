@@ -21,12 +21,14 @@ from simulations import (
     bench_store,
     demo,
     drift,
+    fit_classifier,
     fit_prior,
     fit_words,
     fleet,
     pacing,
     paretobandit_compare,
     paretobandit_tables,
+    strategies,
 )
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
@@ -93,7 +95,18 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("drift", help="how rarely drift is seen in vain, and how soon when there is some")
     )
     _add_pacing(commands.add_parser("pacing", help="a budget held in orders of requests that mean it ill"))
+    _add_strategies(commands.add_parser("strategies", help="every strategy of a route on recorded outcomes"))
     return parser
+
+
+def _add_strategies(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DIR", nargs="+", help='folders of recorded outcomes, or "wheel"')
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="N", help="halves of the prompts")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="at most so many requests")
+    parser.add_argument(
+        "--usd-per-quality", type=_worth, metavar="X", help="USD worth one full point of quality"
+    )
+    parser.set_defaults(run=strategies.run)
 
 
 def _add_schedules(parser: argparse.ArgumentParser) -> None:
@@ -337,6 +350,12 @@ def _add_apgr(parser: argparse.ArgumentParser) -> None:
 def _add_fits(commands: Any) -> None:
     for name, run, limit, what in (
         ("fit-prior", fit_prior.run, None, "what outcomes of many models say of a new one: a prior file"),
+        (
+            "fit-classifier",
+            fit_classifier.run,
+            None,
+            "kinds of request, and who is good at which: a file for `strategy: classifier`",
+        ),
         ("fit-words", fit_words.run, 4000, "the features' table of words, from texts alone"),
     ):
         parser = commands.add_parser(name, help=what)
