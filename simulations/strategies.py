@@ -152,8 +152,8 @@ def judged(quality: Floats, rng: np.random.Generator) -> Floats:
 
 def answers(data: Dataset, cascade: FittedCascade, score: Floats) -> tuple[Floats, Floats, Floats]:
     """(n,) each: quality of the answer given, cost of all calls, number of calls."""
-    escalated = score < cascade.accept_from
-    quality = np.where(escalated, data.quality[:, cascade.dear], data.quality[:, cascade.cheap])
+    escalated = (score < cascade.accept_from).astype(np.float64)
+    quality = np.where(escalated > 0, data.quality[:, cascade.dear], data.quality[:, cascade.cheap])
     cost = data.cost_usd[:, cascade.cheap] + escalated * data.cost_usd[:, cascade.dear]
     return quality, cost, 1.0 + escalated
 
@@ -179,9 +179,9 @@ def _played(stream: Dataset, player: Player) -> Outcome:
 
 def table(data: Dataset, goal: Goal, seeds: Sequence[Mapping[str, Outcome]]) -> str:
     """Markdown: means over seeds, utility with its standard deviation between them."""
+    size = f"{len(data.prompts)} prompts x {len(data.arms)} models, seeds: {len(seeds)}"
     lines = [
-        f"{data.name}: {len(data.prompts)} prompts x {len(data.arms)} models, {len(seeds)} seeds; "
-        f"utility = quality - cost / {goal.usd_per_quality:.3g} USD",
+        f"{data.name}: {size}; utility = quality - cost / {goal.usd_per_quality:.3g} USD",
         "",
         "| strategy | quality | USD/1,000 | utility | to single, points | calls | overhead µs |",
         "|---|---|---|---|---|---|---|",
