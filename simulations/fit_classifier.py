@@ -4,7 +4,8 @@ A kind is a task family, divided at the median of how well all models did on its
 enough of them. Every prompt is shown twice, with its task named and without: a caller may name it or not.
 
     min_W  -1/n sum_i log softmax(W x_i)[kind of i] + RIDGE / 2n |W|^2
-    q[c, m] = (sum of m's quality on prompts of kind c + PROMPTS x m's mean) / (their number + PROMPTS)
+    q[c, m] = ease of c + (sum of m's lead on prompts of kind c + PROMPTS x m's mean lead) / (their number + PROMPTS)
+    ease: mean quality of all models; lead: a model's quality less the ease of the prompt
 """
 
 import argparse
@@ -28,7 +29,7 @@ Integers = NDArray[np.int64]
 
 RIDGE: Final = 10.0  # in prompts
 PROMPTS: Final = (
-    10.0  # what a model's mean over all kinds is worth where it was seen on few prompts of a kind
+    10.0  # what a model's mean lead over all kinds is worth where it was seen on few prompts of a kind
 )
 FAMILY_MIN: Final = 20  # smaller families are one
 DIVIDED_FROM: Final = 60
@@ -100,14 +101,20 @@ def regressed(X: Floats, y: Integers, C: int) -> Floats:
 
 def qualities(datasets: Sequence[Dataset], y: Sequence[Integers], C: int) -> Mapping[str, Floats]:
     """Canonical model name -> (C,)."""
+    ease = [data.quality.mean(axis=1) for data in datasets]
+    kinds = np.concatenate(y)
+    ease_of_kind = np.bincount(kinds, np.concatenate(ease), minlength=C) / np.bincount(kinds, minlength=C)
     sums: dict[str, Floats] = {}
     counts: dict[str, Floats] = {}
-    for data, own in zip(datasets, y, strict=True):
+    for data, own, easy in zip(datasets, y, ease, strict=True):
         for k, arm in enumerate(data.arms):
             name = canonical(arm.name)
-            sums[name] = sums.get(name, np.zeros(C)) + np.bincount(own, data.quality[:, k], minlength=C)
+            ahead = np.bincount(own, data.quality[:, k] - easy, minlength=C)
+            sums[name] = sums.get(name, np.zeros(C)) + ahead
             counts[name] = counts.get(name, np.zeros(C)) + np.bincount(own, minlength=C)
     return {
-        name: np.round((sums[name] + PROMPTS * sums[name].sum() / n.sum()) / (n + PROMPTS), 5)
+        name: np.round(
+            (ease_of_kind + (sums[name] + PROMPTS * sums[name].sum() / n.sum()) / (n + PROMPTS)).clip(0, 1), 5
+        )
         for name, n in counts.items()
     }

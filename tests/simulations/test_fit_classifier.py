@@ -50,11 +50,12 @@ def test_the_regression_ends_where_its_slope_is_nought():
     assert np.abs(approx_fprime(found, loss, 1e-6)).max() < 0.02
 
 
-def test_qualities_are_means_by_kind_drawn_to_the_models_mean(outcomes):
+def test_qualities_are_the_ease_of_a_kind_and_a_lead_drawn_to_the_models_mean_lead(outcomes):
     data = outcomes(50, seed=4)
     y = np.arange(50) % 2
-    own = data.quality[:, 0]
-    expected = [(own[y == c].sum() + 10 * own.mean()) / 35 for c in (0, 1)]
+    ease = data.quality.mean(axis=1)
+    lead = data.quality[:, 0] - ease
+    expected = [ease[y == c].mean() + (lead[y == c].sum() + 10 * lead.mean()) / 35 for c in (0, 1)]
     assert qualities([data], [y], 2)["small"] == pytest.approx(expected, abs=1e-5)
 
 
