@@ -1,6 +1,7 @@
 """The client behind feedback.redis_store, and the only module that imports redis: a single server, Sentinel or a cluster.
 
-Nothing is retried: a call takes at most the timeout, then it is a StoreError and the caller's own queue tries again. At most
+Nothing is retried: every wait on a socket ends with the timeout, a cluster's call with DEADLINE of them; then it is a StoreError
+and the caller's own queue tries again. At most
 CONNECTIONS calls are on their way at once, the rest wait for their turn. A breaker (feedback.breaker) answers in the
 place of a store that has just failed several times in a row; each route has one of its own, since a cluster may lose one
 shard and not the others.
@@ -34,6 +35,9 @@ from feedback.store import StoreError, StoreGoneError, StoreUnfitError
 from feedback.store_url import StoreAddress, parse_store_url
 
 CONNECTIONS: Final = 16  # of one process; in a burst of feedback the rest wait for their turn
+DEADLINE: Final = (
+    3.0  # timeouts, after which a call is given up whatever it is at: a cluster's client asks node after node
+)
 MESSAGE_CHARS: Final = 200
 
 Commands = Any  # redis types every answer as one of the synchronous and of the asynchronous client
@@ -44,10 +48,12 @@ class RedisClient:
         self.address = parse_store_url(url)
         self.commands: Commands = _connected(self.address, timeout_s)
         self._turns = asyncio.Semaphore(CONNECTIONS)
+        # not a single server's: a call that is cut off while it waits for a connection would keep its place in the pool
+        self._longest_s = DEADLINE * timeout_s if self.address.kind == "cluster" else None
 
     def route(self) -> "Calls":
         """Calls with a breaker of their own."""
-        return Calls(self.commands, self._turns, Breaker(time.monotonic, _jitter))
+        return Calls(self.commands, self._turns, Breaker(time.monotonic, _jitter), self._longest_s)
 
     async def infos(self) -> list[Mapping[str, Any]]:
         """INFO of the server, or of each of a cluster's primaries. StoreUnfitError where it can never answer."""
@@ -73,9 +79,11 @@ class RedisClient:
 class Calls:
     """Every call of one route to the store: StoreError, whatever the client raises."""
 
-    def __init__(self, commands: Commands, turns: asyncio.Semaphore, breaker: Breaker) -> None:
+    def __init__(
+        self, commands: Commands, turns: asyncio.Semaphore, breaker: Breaker, longest_s: float | None
+    ) -> None:
         self.commands, self.breaker = commands, breaker
-        self._turns = turns
+        self._turns, self._longest_s = turns, longest_s
         self._last = StoreError("the store has not been asked yet")
 
     async def ask(self, call: Callable[..., Awaitable[Any]], *arguments: Any, **named: Any) -> Any:
@@ -83,7 +91,8 @@ class Calls:
             if not self.breaker.allows():
                 raise type(self._last)(f"the store is left alone for a moment after: {self._last}")
             try:
-                answer = await call(*arguments, **named)
+                async with asyncio.timeout(self._longest_s):
+                    answer = await call(*arguments, **named)
             except (
                 Exception
             ) as error:  # the client leaks AttributeError and the like when a connection dies under it

@@ -30,9 +30,6 @@ from feedback.redis_store import TIMEOUT_S, RedisStore
 from feedback.spool import Spool
 from feedback.store import Answer
 
-# Minutes of servers killed, frozen and cut off, of which some have hung on a busy machine: `make soak` runs them.
-pytestmark = pytest.mark.soak
-
 SECRET = b"a secret of thirty-two bytes, at least"
 WINDOW_S = 3600.0
 SETTLED_WITHIN_S = 30.0
@@ -250,6 +247,7 @@ async def test_a_server_that_refuses_for_a_while(server_of: ServerOf, tmp_path: 
         assert queued > 0 or harm == "scripts forgotten"
 
 
+@pytest.mark.soak
 async def test_a_server_that_is_still_loading_is_waited_for(server_of: ServerOf, tmp_path: Path) -> None:
     server = server_of()
     filler = server.client().pipeline(transaction=False)
@@ -330,6 +328,7 @@ def _calls(server: Any, scope: str) -> int:
     return sum(fields[b"e"][:1] != bytes([RATED]) for _, fields in entries)
 
 
+@pytest.mark.soak
 async def test_a_cluster_moves_slots_fails_over_and_freezes_under_load(cluster: Any, tmp_path: Path) -> None:
     async with fleet(cluster.url, tmp_path, scopes=4) as running:
         load = asyncio.create_task(running.load(seconds=9.0, pause_s=0.02))
@@ -351,9 +350,10 @@ async def test_a_cluster_moves_slots_fails_over_and_freezes_under_load(cluster: 
         await load
         await running.settled()
         running.hold_account()
-        assert min(running.given.values()) > 50
+        assert min(running.given.values()) > 20  # each call to a shard that is away takes up to its deadline
 
 
+@pytest.mark.soak
 async def test_all_of_a_route_is_in_one_slot_of_a_cluster_and_a_tenants_budgets_too(
     cluster: Any, tmp_path: Path
 ) -> None:
@@ -369,6 +369,7 @@ async def test_all_of_a_route_is_in_one_slot_of_a_cluster_and_a_tenants_budgets_
 # ---- the store is chosen by its URL, and refused in one sentence
 
 
+@pytest.mark.soak
 async def test_sentinels_lead_to_the_new_primary(server_of: ServerOf, tmp_path: Path) -> None:
     primary = server_of()
     copy = server_of(replicaof=f"127.0.0.1 {primary.port}")
@@ -460,6 +461,7 @@ async def test_the_documented_permissions_are_enough(server_of: ServerOf, tmp_pa
 ACL = "~lr:* +@read +@write +@scripting +@connection -@dangerous +info +time"
 
 
+@pytest.mark.soak
 async def test_a_node_of_a_cluster_is_refused_as_a_single_server(cluster: Any) -> None:
     assert "begin the URL with redis+cluster://" in await _refusal(cluster.nodes[0].url)
     assert await _refusal(cluster.url) == "fit"
@@ -480,6 +482,7 @@ async def test_what_speaks_another_protocol_is_said_so() -> None:
 # ---- what takes minutes
 
 
+@pytest.mark.soak
 async def test_a_store_frozen_for_thirty_seconds_under_load(
     server_of: ServerOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
