@@ -29,10 +29,11 @@ from feedback.store import StoreUnfitError
 from service import store_command
 from service.admin import admin_app
 from service.app import Gateway, create_app
-from service.config import AdminSettings, Settings, parse_settings, read_file
+from service.config import parse_settings, read_file
 from service.config_problems import ConfigError
 from service.home import Home, home_of, open_budgets, open_learning, secret_of, shell_of
 from service.reload import ConfigurationFile
+from service.settings import AdminSettings, Settings
 from service.workers import Workers, parent_is_gone, share_metrics
 
 KEEP_ALIVE_S = (

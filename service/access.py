@@ -11,9 +11,9 @@ from hmac import compare_digest
 from types import MappingProxyType
 from typing import Final
 
-from service.config import DEFAULT_TENANT, Key, Settings
 from service.errors import RateLimitError, UnauthorizedError, UnavailableError
 from service.rate_limit import RateLimit
+from service.settings import DEFAULT_TENANT, Key, Settings
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})

@@ -23,11 +23,11 @@ from fastapi.responses import Response
 
 from service.access import admin_only
 from service.app import Gateway, add_error_handlers, learned_so_far
-from service.config import AdminSettings, Model
 from service.config_problems import ConfigError
 from service.deployments import Place
 from service.errors import BadRequestError, ModelNotFoundError
 from service.reload import ConfigurationFile, ReloadError
+from service.settings import AdminSettings, Model
 
 
 def admin_app(gateway: Gateway, settings: AdminSettings, file: ConfigurationFile) -> FastAPI:

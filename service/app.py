@@ -26,7 +26,6 @@ from service.access import Access
 from service.budgets import Budgets
 from service.calls import Shell
 from service.chat import PATH, ChatRoute, Message, Receive, Scope, Send
-from service.config import Settings
 from service.decisions import PREVIEW_PATH, decisions_router, own_route
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
 from service.metrics import Metrics
@@ -34,6 +33,7 @@ from service.outcomes import Outcomes
 from service.pipeline import Pipeline
 from service.reload import ReloadError
 from service.routes import quality_models, served_routes
+from service.settings import Settings
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 RESETS_TOLD: Final = 10

@@ -16,10 +16,10 @@ from typing import Any, Final
 from feedback.budget import NANO_PER_USD, Purse, nano
 from feedback.spool import Spool
 from feedback.store import StoreError
-from service.config import TenantBudget
 from service.errors import ApiError, BudgetSpentError, RateLimitError
 from service.outcomes import Outcome
 from service.reload import ReloadError
+from service.settings import TenantBudget
 
 TICK_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 2.0

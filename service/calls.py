@@ -15,7 +15,6 @@ import orjson
 from bandit.decide import Decision
 from bandit.statistics import CallStatistics
 from feedback.answers import Answered
-from service.config import Deployment, Model, UpstreamSettings
 from service.deployments import Deployments, Place, Visit
 from service.errors import UnavailableError, UpstreamFailedError, UpstreamTimeoutError
 from service.outcomes import Outcome, Outcomes, Status
@@ -24,6 +23,7 @@ from service.reply import Usage, as_stream, identity, streamed, whole
 from service.request import ChatRequest
 from service.retry_budget import RetryBudget
 from service.routes import ServedRoute
+from service.settings import Deployment, Model, UpstreamSettings
 from service.splice import replace_values, without_key
 from service.sse import EventTooLargeError
 from service.upstream import Reply, Upstream, UpstreamError

@@ -1,4 +1,4 @@
-"""The shape of the configuration file, as pydantic holds it against what was read. What each field means: `config`.
+"""The shape of the configuration file, as pydantic holds it against what was read. What each field means: `settings`.
 
 Nothing is coerced: "10" is no number, `true` is none either, and NaN and infinity are refused. Rules that need more than
 the field itself (a route names known models, a secret is set) read `Surroundings` from the validation's context, so

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.breaker import Breaker
-from service.config import Deployment, Model
 from service.outliers import NOTHING, Record, is_outlier
+from service.settings import Deployment, Model
 
 Fault = Literal["unavailable", "busy", "resting"]
 REASONS: Final[Mapping[Fault, str]] = {

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from service.config import ObjectiveName
 from service.config_shape import nearest
 from service.errors import BadRequestError
+from service.settings import ObjectiveName
 
 NAME_CHARS_MAX: Final = 256
 OBJECTIVES: Final = ("quality", "balanced", "cost")

@@ -26,8 +26,8 @@ from feedback.spool import Spool
 from feedback.store import Store, StoreError, StoreUnfitError
 from service.budgets import Budgets
 from service.calls import Shell
-from service.config import Settings, StoreSettings
 from service.routes import quality_models
+from service.settings import Settings, StoreSettings
 from service.upstream import AiohttpUpstream
 
 PATIENCE_S: Final = 3.0

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from bandit.arms import Arm, Exclusion
 from bandit.types import Needs
 from service.access import Caller
-from service.config import Rule, When
 from service.errors import BadRequestError
 from service.request import ChatRequest
+from service.settings import Rule, When
 
 
 def narrowed(

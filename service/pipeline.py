@@ -26,7 +26,6 @@ from service.access import ANYBODY, Caller
 from service.budgets import Budgets
 from service.calls import Answer, Attempt, Call, Calls, Line, Shell, Tries
 from service.cascade import judge_request, judge_score, text_of, token_confidence, without_logprobs
-from service.config import Cascade, Settings
 from service.deployments import REASONS, Deployments
 from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
 from service.explain import as_stored, beliefs, explanation_of, shown
@@ -39,6 +38,7 @@ from service.request import ChatRequest, parse_chat
 from service.retry_budget import RetryBudget
 from service.routes import Routes, ServedRoute, find_route
 from service.sessions import Conversation, Held, Sessions, conversation_of, with_cache
+from service.settings import Cascade, Settings
 
 AT_FAULT: Final = frozenset({"unavailable", "resting"})  # exclusions that are no doing of the client's
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from service.config import Settings, read_file
+from service.config import read_file
 from service.config_problems import ConfigError
 from service.registry import with_model, write_whole
+from service.settings import Settings
 
 WATCH_S: Final = 2.0
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from bandit.quality import QualityModel, SharedBaseline
 from feedback.intake import Route as LearnedRoute
 from feedback.records import policy_tag
 from feedback.shipped import shipped_prior
-from service.config import DEFAULT_TENANT, Cascade, Model, Route, Rule, Settings
 from service.errors import BadRequestError, ModelNotFoundError
 from service.extension import Extension
+from service.settings import DEFAULT_TENANT, Cascade, Model, Route, Rule, Settings
 
 WEIGHING: Final = ("bandit", "classifier")  # strategies with an objective
 

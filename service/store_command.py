@@ -22,9 +22,10 @@ from feedback.inspection import entries_after, examine, rebuild, told
 from feedback.redis_store import RedisStore
 from feedback.state import START
 from feedback.store import StoreError
-from service.config import Settings, load_settings
+from service.config import load_settings
 from service.config_problems import ConfigError
 from service.routes import quality_models
+from service.settings import Settings
 
 PATIENT_S = 10.0  # a person waits
 

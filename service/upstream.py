@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol, Self
 
 import aiohttp
 
-from service.config import UpstreamSettings
+from service.settings import UpstreamSettings
 
 MAX_REPLY_BYTES: Final = 64 * 1024 * 1024
 KEEP_ALIVE_S: Final = 60.0

@@ -18,7 +18,7 @@ from typing import Final
 
 import uvicorn
 
-from service.config import ServerSettings
+from service.settings import ServerSettings
 
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 10.0

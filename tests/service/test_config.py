@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bandit.arms import Arm
-from service.config import (
-    MAX_FILE_BYTES,
+from service.config import MAX_FILE_BYTES, load_settings, parse_settings
+from service.config_problems import ConfigError
+from service.settings import (
     AdminSettings,
     Cascade,
     Deployment,
@@ -20,10 +21,7 @@ from service.config import (
     Settings,
     UpstreamSettings,
     When,
-    load_settings,
-    parse_settings,
 )
-from service.config_problems import ConfigError
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test fails for time
 FOLDER = Path("/etc/gateway")

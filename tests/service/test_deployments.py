@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from bandit.arms import Arm
 from service.breaker import FAILURES
-from service.config import Deployment, Model
 from service.deployments import Deployments
+from service.settings import Deployment, Model
 
 
 def place(name: str, **fields) -> Deployment:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.config import UpstreamSettings
+from service.settings import UpstreamSettings
 from service.upstream import AiohttpUpstream, UpstreamError
 
 KEY = "sk-very-secret"
