@@ -30,7 +30,7 @@ MARGIN: Final = 0.01  # of quality
 class Newcomers:
     """ratings: from how many on an arm is new no more. share: of requests. usd_per_request: expected cost of the floors.
 
-    Beside them a budget's credit does not count: this is an allowance of its own.
+    Under a budget per request they cost at most `share` of it too; its credit does not count: this is an allowance of its own.
     """
 
     ratings: float = 8.0
@@ -54,7 +54,10 @@ class Newcomers:
         if not new.any():
             return shares
         chance = new & with_a_chance(belief, objective, belief.quality.draws(normals, scale=1.0))
-        most = np.minimum(self.share, self.usd_per_request / np.maximum(belief.cost_usd, 1e-300))
+        allowance_usd = self.usd_per_request
+        if isinstance(objective, QualityUnderBudget):
+            allowance_usd = min(allowance_usd, self.share * objective.usd_per_request)
+        most = np.minimum(self.share, allowance_usd / np.maximum(belief.cost_usd, 1e-300))
         floors = np.where(chance, most / new.sum(), 0.0)
         mixed: Vector = (1.0 - floors.sum()) * shares + floors
         return mixed

@@ -120,7 +120,16 @@ def test_a_budget_without_credit_keeps_no_newcomer_out():
     belief = belief_of([500, 0], [0.5, 0.9], sds=[0.01, 0.2], usd=[0.001, 0.002])
     spent = QualityUnderBudget(usd_per_request=0.001, dual=0.0, allowance_usd=0.0)
     assert shares(Newcomers(share=0.0), belief, spent)[1] == 0
-    assert shares(Newcomers(share=0.02), belief, spent)[1] == pytest.approx(0.02)
+    assert shares(Newcomers(share=0.02), belief, spent)[1] == pytest.approx(0.02 * 0.001 / 0.002)
+
+
+def test_under_a_budget_newcomers_cost_no_more_than_their_share_of_it():
+    """ParetoBandit's smallest budget: a model at 500 times the budget was tried all the same, and spent 14 % too much."""
+    budget = QualityUnderBudget(usd_per_request=3e-5, dual=0.0, allowance_usd=1e-4)
+    belief = belief_of([500, 0], [0.5, 0.9], sds=[0.01, 0.2], usd=[3e-5, 0.015])
+    without, floors = (shares(Newcomers(share=share), belief, budget) for share in (0.0, 0.01))
+    assert floors[1] * 0.015 == pytest.approx(0.01 * 3e-5)
+    assert without[1] == 0
 
 
 @pytest.mark.parametrize("objective", [Balanced(0.01), Cost(0.05), Cost(0.05, confidence=0.9)], ids=repr)
