@@ -12,9 +12,10 @@ reservations: at most one lease per replica. All amounts are integers of 10^-9 U
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final, Literal, Protocol
 
 from feedback.spool import Entry, Spool, SpoolError
@@ -95,17 +96,38 @@ class Ledger(Protocol):
 
 @dataclass(slots=True)
 class _Window:
-    """One replica's side of one budget in one period. lease: what the store said, `until` when it may be drawn on."""
+    """One replica's side of one budget in one period. lease: what the store said, `until` when it may be drawn on.
+
+    drawn: the sum of what is reserved and what the store has not confirmed; beyond: of that, on the local cap since the
+    store went away.
+    """
 
     lease: int = 0
     until: float = float("-inf")
     reserved: dict[str, int] = field(default_factory=dict)
-    unsettled: dict[str, int] = field(default_factory=dict)  # costs that the store has not confirmed
-    beyond: int = 0  # drawn on the local cap since the store went away
+    unsettled: dict[str, int] = field(default_factory=dict)
+    drawn: int = 0
+    beyond: int = 0
 
     def left(self, now: float) -> int:
-        drawn = sum(self.reserved.values()) + sum(self.unsettled.values())
-        return self.lease - drawn if now < self.until else 0
+        return max(self.lease - self.drawn, 0) if now < self.until else 0
+
+    def reserve(self, decision_id: str, nano_usd: int) -> None:
+        self.reserved[decision_id] = self.reserved.get(decision_id, 0) + nano_usd
+        self.drawn += nano_usd
+
+    def spend(self, decision_id: str, nano_usd: int | None) -> None:
+        """None: as much as was reserved."""
+        reserved = self.reserved.pop(decision_id)
+        self.unsettled[decision_id] = reserved if nano_usd is None else nano_usd
+        self.drawn += self.unsettled[decision_id] - reserved
+
+    def settled(self, decision_ids: Iterable[str]) -> None:
+        """The store has these, or the journal sees to it."""
+        for decision_id in decision_ids:
+            nano_usd = self.unsettled.pop(decision_id)
+            self.lease -= nano_usd
+            self.drawn -= nano_usd
 
 
 class Purse:
@@ -134,46 +156,47 @@ class Purse:
         self._journalled: list[Entry] = [] if journal is None else self._ours(journal.pending())
 
     def reserve(self, decision_id: str, usd: float) -> bool:
-        """May this call be made, that may cost so much? The amount is set aside until it is settled."""
-        nano_usd = math.ceil(usd * NANO_PER_USD)
-        name = self.budget.window(self._clock())
-        window = self._windows.setdefault(name, _Window())
-        left = window.left(self._ticks())
-        if left < nano_usd:
-            beyond = nano_usd - max(left, 0)
-            if not self._may_go_beyond(window, beyond):
-                self.refused += 1
-                return False
-            window.beyond += beyond
-        window.reserved[decision_id] = window.reserved.get(decision_id, 0) + nano_usd
-        self._window_of[decision_id] = name
+        """May this call be made, that may cost so much? If so the amount is set aside until it is settled."""
+        if _ceil(usd) > self._room():
+            self.refused += 1
+            return False
+        self.draw(decision_id, usd)
         return True
+
+    def draw(self, decision_id: str, usd: float) -> None:
+        """Set the amount aside whether there is room for it or not: the call is made, and will be billed."""
+        name, nano_usd = self.budget.window(self._clock()), _ceil(usd)
+        window = self._windows.setdefault(name, _Window())
+        if self.away:
+            window.beyond += max(nano_usd - window.left(self._ticks()), 0)
+        window.reserve(decision_id, nano_usd)
+        self._window_of[decision_id] = name
 
     def room_usd(self) -> float:
         """What a call may cost that is reserved now."""
+        return self._room() / NANO_PER_USD
+
+    def _room(self) -> int:
         window = self._windows.get(self.budget.window(self._clock()), _Window())
-        room = max(window.left(self._ticks()), 0)
+        room = window.left(self._ticks())
         if self.away and self.budget.when_away == "fail_open":
             room += max(self.budget.local_cap_nano_usd - window.beyond, 0)
-        return room / NANO_PER_USD
+        return room
 
     def settle(self, decision_id: str, usd: float | None) -> None:
-        """What the call really cost, 0 if it failed, None for what was reserved. Of a decision that is settled again the
+        """What the call really cost, 0 if it failed, None for what was set aside. Of a decision that is settled again the
         first amount counts.
         """
         name = self._window_of.pop(decision_id, None)
-        if name is None:
-            return
-        window = self._windows[name]
-        reserved = window.reserved.pop(decision_id)
-        window.unsettled[decision_id] = reserved if usd is None else nano(usd)
+        if name is not None:
+            self._windows[name].spend(decision_id, None if usd is None else nano(usd))
 
     async def tick(self) -> None:
-        """Settle what was spent and fill up the lease; StoreError where the store is away."""
+        """Settle what was spent and fill up the lease; StoreError where the store is away. What was spent is on disk first."""
+        await self._write_down()
         try:
             await self._settle_journalled()
-            for name, window in list(self._windows.items()):
-                await self._settle(name, window)
+            await self._settle_unjournalled()
             await self._fill_up()
         except StoreError:
             self.away = True
@@ -188,10 +211,6 @@ class Purse:
         for name in self._windows:
             await self._ledger.give_back(self.budget, name, self._replica)
 
-    def _may_go_beyond(self, window: _Window, nano_usd: int) -> bool:
-        open_ = self.away and self.budget.when_away == "fail_open"
-        return open_ and window.beyond + nano_usd <= self.budget.local_cap_nano_usd
-
     async def _fill_up(self) -> None:
         name, asked_at = self.budget.window(self._clock()), self._ticks()
         self.account = await self._ledger.lease(self.budget, name, self._replica)
@@ -201,19 +220,29 @@ class Purse:
             await self._ledger.give_back(self.budget, old, self._replica)
             del self._windows[old]
 
-    async def _settle(self, name: str, window: _Window) -> None:
-        while window.unsettled:
-            costs = dict(list(window.unsettled.items())[:SETTLED_AT_A_TIME])
-            entry = await self._journal_costs(name, costs)
-            if entry is not None:  # from here on it is the journal's to see to it
-                for decision_id in costs:
-                    window.lease -= window.unsettled.pop(decision_id)
-                self._journalled.append(entry)
-                await self._settle_journalled()
-                continue
-            await self._ledger.settle(self.budget, name, self._replica, costs)
-            for decision_id in costs:
-                window.lease -= window.unsettled.pop(decision_id)
+    async def _write_down(self) -> None:
+        if self._journal is None:
+            return
+        for name, window in list(self._windows.items()):
+            while costs := _some_of(window.unsettled):
+                payload = {
+                    "budget": self.budget.name,
+                    "window": name,
+                    "replica": self._replica,
+                    "costs": costs,
+                }
+                try:
+                    self._journalled.append(await self._journal.append(payload))
+                except SpoolError as error:
+                    log.warning("what was spent cannot be kept on disk, only in memory: %s", error)
+                    return
+                window.settled(costs)
+
+    async def _settle_unjournalled(self) -> None:
+        for name, window in list(self._windows.items()):
+            while costs := _some_of(window.unsettled):
+                await self._ledger.settle(self.budget, name, self._replica, costs)
+                window.settled(costs)
 
     async def _settle_journalled(self) -> None:
         while self._journalled:
@@ -225,15 +254,13 @@ class Purse:
             assert self._journal is not None, "what was journalled has a journal"
             await self._journal.finish(entry.sequence)
 
-    async def _journal_costs(self, name: str, costs: Mapping[str, int]) -> Entry | None:
-        if self._journal is None:
-            return None
-        payload = {"budget": self.budget.name, "window": name, "replica": self._replica, "costs": dict(costs)}
-        try:
-            return await self._journal.append(payload)
-        except SpoolError as error:
-            log.warning("what was spent cannot be kept on disk, only in memory: %s", error)
-            return None
-
     def _ours(self, entries: list[Entry]) -> list[Entry]:
         return [entry for entry in entries if entry.payload.get("budget") == self.budget.name]
+
+
+def _ceil(usd: float) -> int:
+    return math.ceil(usd * NANO_PER_USD)
+
+
+def _some_of(unsettled: Mapping[str, int]) -> dict[str, int]:
+    return dict(islice(unsettled.items(), SETTLED_AT_A_TIME))

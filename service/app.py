@@ -78,8 +78,7 @@ class Gateway:
         scopes = quality_models(settings)
         if fresh := sorted(set(scopes) - set(self.learning.routes)):
             raise ReloadError(f"{', '.join(fresh)}: a new route or tenant begins with a restart")
-        take_over_budgets = self.budgets.adopt(settings.budgets)
-        take_over_budgets()
+        self.budgets.adopt(settings.budgets)
         for scope, model in scopes.items():
             self.learning.routes[scope].replica.adopt_model(model)
         self.pipeline.adopt(settings, served_routes(settings, self.learning.routes))

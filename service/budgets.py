@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,10 +50,12 @@ class Budgets:
         return min((held.purse.room_usd() for held in self._covering(tenant, route)), default=math.inf)
 
     def reserve(self, tenant: str, route: str, decision_id: str, usd: float) -> None:
-        """Set the expected cost of a call aside, in every budget that covers it; there is room (`room_usd`)."""
+        """Set the expected cost of a call aside in every budget that covers it. There was room just now (`room_usd`); should
+        it be gone, by midnight or by rounding, the call is billed all the same.
+        """
         purses = [held.purse for held in self._covering(tenant, route)]
         for purse in purses:
-            purse.reserve(decision_id, usd)
+            purse.draw(decision_id, usd)
         if purses:
             self._drawn[decision_id] = purses
 
@@ -82,8 +84,8 @@ class Budgets:
         poorest = min(self._covering(tenant, route), key=lambda held: held.purse.room_usd())
         return _refusal(poorest.purse, usd)
 
-    def adopt(self, settings: Sequence[TenantBudget]) -> Callable[[], None]:
-        """How to take over new amounts. Raises ReloadError where the budgets are others."""
+    def adopt(self, settings: Sequence[TenantBudget]) -> None:
+        """Take over new amounts. Raises ReloadError where the budgets are others, and then nothing has changed."""
         new = {s.budget.name: s for s in settings}
         if set(new) != {held.settings.budget.name for held in self._held}:
             raise ReloadError("a budget begins, and ends, with a restart; its amounts may change meanwhile")
@@ -93,13 +95,9 @@ class Budgets:
                 raise ReloadError(
                     f"the budget '{name}' has another tenant or period: that begins with a restart"
                 )
-
-        def take_over() -> None:
-            for held in self._held:
-                held.settings = new[held.settings.budget.name]
-                held.purse.budget = held.settings.budget
-
-        return take_over
+        for held in self._held:
+            held.settings = new[held.settings.budget.name]
+            held.purse.budget = held.settings.budget
 
     def told(self) -> dict[str, dict[str, Any]]:
         """For operators: by budget, in USD."""
@@ -149,7 +147,8 @@ def _refusal(purse: Purse, usd: float) -> ApiError:
     if account is None or purse.away:
         return RateLimitError(f"{what} cannot be asked for: the store is away", RETRY_AFTER_S)
     if budget.limit_nano_usd - account.spent < budget.lease_nano_usd:
-        return BudgetSpentError(f"{what} is used up: {_usd(account.spent)} are spent")
+        held = f", and gateways hold {_usd(account.held)}" if account.held else ""
+        return BudgetSpentError(f"{what} is used up: {_usd(account.spent)} are spent{held}")
     return RateLimitError(f"{what} has room, but not here at this moment", RETRY_AFTER_S)
 
 

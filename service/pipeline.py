@@ -204,7 +204,7 @@ class Pipeline:
     async def _make(self, request: _Request, attempt: Attempt) -> _Tried:
         try:
             return _Tried(attempt, *await self.calls.make(attempt, request.tries))
-        except FailedError:
+        except BaseException:  # cancelled by a hedge, or for its client: what was billed is settled already
             self.budgets.release(attempt.decision.decision_id)
             raise
 

@@ -71,20 +71,24 @@ class Workers:
         print(f"gateway on http://{host}:{port}", flush=True)
 
     async def _keep(self, number: int, listening: int, ready: asyncio.Event) -> None:
-        """Worker `number`, started again whenever it ends."""
+        """Worker `number`, started again whenever it ends. One that can never serve ends all, but only before it ever did: a
+        file that is broken later changes nothing.
+        """
         pause_s = FIRST_PAUSE_S
         while not self._leaving.is_set():
             process = self._running[number] = await self._start(number, listening)
-            await self._hear(process, ready)
+            if self._leaving.is_set():  # the signal came while it was being started
+                process.terminate()
+            served = await self._hear(process, ready)
             code = await process.wait()
             if self._leaving.is_set():
                 return
-            if code == UNFIT:
+            if code == UNFIT and not ready.is_set():
                 self._code = UNFIT
                 self._leaving.set()
                 return
             log.error("worker %d ended with %s; another takes its place", number, code)
-            pause_s = FIRST_PAUSE_S if ready.is_set() else min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = FIRST_PAUSE_S if served else min(2 * pause_s, LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
 
     async def _start(self, number: int, listening: int) -> asyncio.subprocess.Process:
@@ -103,15 +107,18 @@ class Workers:
             start_new_session=True,  # a terminal's interrupt comes to this process, which ends them in order
         )
 
-    async def _hear(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
-        """Its lines, until it ends: where the operator's listener is, and that it serves."""
+    async def _hear(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> bool:
+        """Its lines, until it ends: where the operator's listener is, and that it serves. Whether it ever did."""
         assert process.stdout is not None
+        served = False
         async for line in process.stdout:
             if line.startswith(b"gateway on "):
+                served = True
                 ready.set()
             else:
                 sys.stdout.write(line.decode())
                 sys.stdout.flush()
+        return served
 
     async def _end(self, keeping: Sequence[asyncio.Task[None]]) -> None:
         self._tell(signal.SIGTERM)

@@ -208,6 +208,49 @@ async def test_costs_on_disk_are_charged_by_the_next_life(tmp_path: Path) -> Non
     await journal.close()
 
 
+async def test_costs_made_while_the_store_is_away_are_on_disk_before_anybody_is_killed(
+    tmp_path: Path,
+) -> None:
+    site = Site()
+    journal = await Spool.open(tmp_path, worker="w0", clock=site.clock)
+    purse, ledger = site.purse("a0", journal)
+    await purse.tick()
+    ledger.away = True
+    for n in range(3):
+        purse.reserve(f"call {n}", 0.25)
+        purse.settle(f"call {n}", 0.25)
+        with pytest.raises(StoreError):
+            await purse.tick()
+    assert purse.room_usd() == pytest.approx(2.0 - 0.75), "they are drawn from the lease all the same"
+    journal.abandon()
+    journal = await Spool.open(tmp_path, worker="w1", clock=site.clock)
+    await site.purse("a1", journal)[0].tick()
+    assert (await site.account()).spent == 3 * NANO // 4
+    await journal.close()
+
+
+async def test_a_call_that_was_made_without_room_is_billed() -> None:
+    site = Site()
+    purse, _ = site.purse("a")
+    await purse.tick()
+    purse.draw("more than the lease", 3.0)
+    assert purse.room_usd() == 0.0
+    purse.settle("more than the lease", 2.5)
+    await purse.tick()
+    assert await site.account() == Account(spent=5 * NANO // 2, held=2 * NANO)
+    assert purse.room_usd() == pytest.approx(2.0)
+
+
+async def test_what_is_settled_without_an_amount_costs_what_was_set_aside() -> None:
+    site = Site()
+    purse, _ = site.purse("a")
+    await purse.tick()
+    purse.reserve("nobody knows", 1.0)
+    purse.settle("nobody knows", None)
+    await purse.tick()
+    assert (await site.account()).spent == NANO
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -3,12 +3,18 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 
 import httpx
 import pytest
@@ -25,6 +31,7 @@ from service.home import Home, open_budgets
 from service.routes import quality_models
 from service.upstream import AiohttpUpstream
 
+ROOT = Path(__file__).parents[2]
 SECRET = b"s" * 32
 GUARD_S = 30.0
 HEAD = b"HTTP/1.1 %d Scripted\r\n"
@@ -400,3 +407,64 @@ def scripts():
         DONE=DONE,
         CHUNKED=CHUNKED,
     )
+
+
+ONE_ANSWER = completion() | {"usage": {"prompt_tokens": 1, "completion_tokens": 600, "total_tokens": 601}}
+
+
+class _Answering(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        body = json.dumps(ONE_ANSWER).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.server.answered.append(1)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def answering():
+    """An upstream for gateways in processes of their own: 1 token in, 600 out, every time. answered: how often; url."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answering)
+    server.answered, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@contextlib.contextmanager
+def _gateway_process(config: Path, **environ: str):
+    log = config.with_name(f"log-{os.urandom(3).hex()}")
+    inherited = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    command = [sys.executable, "-m", "service", "--config", str(config)]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=inherited | environ
+        ) as process,
+    ):
+        try:
+            lines = [process.stdout.readline().strip().split(" on ") for _ in range(2)]
+            assert all(len(line) == 2 for line in lines), log.read_text()
+            urls = dict(lines)
+            yield process, urls["gateway"], urls["admin"]
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+
+
+@pytest.fixture
+def gateway_process():
+    """Context manager: a gateway of this file as a process, with its URL and its operator's."""
+    return _gateway_process

@@ -1,14 +1,11 @@
 """Two workers behind one port: what one is told both learn, what they count adds up, and one that is killed comes back."""
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -24,66 +21,13 @@ routes:
 admin: {{port: 0, key_sha256: {hashlib.sha256(b"the-operators-key").hexdigest()}}}
 server: {{port: 0, workers: 2}}
 """
-ANSWER = {
-    "id": "up",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "vendor",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 1, "completion_tokens": 6, "total_tokens": 7},
-}
-
-
-class Upstream(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        body = json.dumps(ANSWER).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Says nothing."""
 
 
 @pytest.fixture
-def config(tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+def config(tmp_path, answering):
     path = tmp_path / "gateway.yaml"
-    path.write_text(CONFIG.replace("UPSTREAM", f"http://127.0.0.1:{server.server_port}/v1"))
-    yield path
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@contextmanager
-def gateway(config: Path):
-    log = config.with_name("log")
-    environ = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
-    command = [sys.executable, "-m", "service", "--config", str(config)]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environ
-        ) as process,
-    ):
-        try:
-            said = dict(reversed(process.stdout.readline().strip().split(" on ")) for _ in range(2))
-            urls = {what: url for url, what in said.items()}
-            assert set(urls) == {"gateway", "admin"}, log.read_text()
-            yield process, urls["gateway"], urls["admin"]
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(60) == 0
-    assert not workers_of(process.pid)
+    path.write_text(CONFIG.replace("UPSTREAM", answering.url))
+    return path
 
 
 def workers_of(parent: int) -> list[int]:
@@ -131,8 +75,8 @@ def rated(url: str) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")
-def test_two_workers_answer_learn_count_and_come_back(config):
-    with gateway(config) as (process, url, admin):
+def test_two_workers_answer_learn_count_and_come_back(config, gateway_process):
+    with gateway_process(config) as (process, url, admin):
         assert len(workers_of(process.pid)) == 2
         ids = []
         for _ in range(20):
@@ -156,8 +100,8 @@ def test_two_workers_answer_learn_count_and_come_back(config):
         until(lambda: set(rated(url)) == {20})
 
 
-def test_workers_leave_when_the_process_that_started_them_is_killed(config):
-    with gateway(config) as (process, url, _):
+def test_workers_leave_when_the_process_that_started_them_is_killed(config, gateway_process):
+    with gateway_process(config) as (process, url, _):
         workers = workers_of(process.pid)
         process.kill()
         process.wait(30)
@@ -170,10 +114,28 @@ def test_workers_leave_when_the_process_that_started_them_is_killed(config):
             ask(url)
 
 
-def test_workers_that_can_never_serve_end_the_whole_and_say_why(config):
-    config.write_text(config.read_text() + 'store: {url: "redis://127.0.0.1:1/0", secret_env: NO_SUCH}\n')
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")
+def test_a_file_that_is_broken_when_a_worker_dies_ends_nobody_else(config, gateway_process):
+    right = config.read_text()
+    with gateway_process(config) as (process, url, _):
+        config.write_text("routes: nothing of the kind")
+        victim, survivor = workers_of(process.pid)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: "another takes its place" in log_of(config) and "ended with 2" in log_of(config))
+        assert ask(url).status_code == 200
+        assert survivor in workers_of(process.pid)
+        config.write_text(right)
+        until(lambda: len(workers_of(process.pid)) == 2 and ask(url).status_code == 200)
+
+
+def log_of(config: Path) -> str:
+    return "".join(path.read_text() for path in config.parent.glob("log-*"))
+
+
+def refused(config: Path, *options: str) -> str:
+    """What a gateway says that does not begin."""
     done = subprocess.run(
-        [sys.executable, "-m", "service", "--config", str(config)],
+        [sys.executable, "-m", "service", "--config", str(config), *options],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -181,17 +143,13 @@ def test_workers_that_can_never_serve_end_the_whole_and_say_why(config):
         check=False,
     )
     assert done.returncode == 2
-    assert "NO_SUCH" in done.stderr
+    return done.stderr
+
+
+def test_workers_that_can_never_serve_end_the_whole_and_say_why(config):
+    config.write_text(config.read_text() + 'store: {url: "redis://127.0.0.1:1/0", secret_env: NO_SUCH}\n')
+    assert "NO_SUCH" in refused(config)
 
 
 def test_what_is_learned_in_one_process_only_has_no_workers(config):
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "--config", str(config), "--ephemeral"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "server.workers must be 1" in done.stderr
+    assert "server.workers must be 1" in refused(config, "--ephemeral")
