@@ -6,13 +6,11 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bandit.prior import QualityPrior, prior_from_json
-from feedback.shipped import shipped_prior
 from simulations import (
     apgr,
     bench,
@@ -32,11 +30,12 @@ from simulations import (
 )
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
-from simulations.datasets import Dataset, DatasetError, load
+from simulations.datasets import DatasetError, load
 from simulations.metrics import OBJECTIVES
 from simulations.minilm import MiniLMError
 from simulations.paretobandit_rival import RivalError
-from simulations.pools import RIVALS, Priors
+from simulations.pools import RIVALS
+from simulations.priors import prior_of_all, priors_of_each
 from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
 from simulations.schedules import run_schedules
@@ -246,7 +245,7 @@ def _run_scenarios(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         limit=options.limit,
         prior=options.prior,
-        priors=_priors(options.prior),
+        priors=priors_of_each(options.prior),
         cluster=options.dask,
         progress=sys.stderr.isatty(),
     )
@@ -285,9 +284,9 @@ def _add_prior(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prior",
         default="none",
-        metavar="none|shipped|leave-out|FILE",
+        metavar="none|shipped|leave-out|upside-down|FILE",
         help="what the router knows beforehand: nothing (default), what ships, what fit-prior makes of the other "
-        "folders named here, or a file of fit-prior",
+        "folders named here, that with every model's level turned upside down, or a file of fit-prior",
     )
 
 
@@ -319,7 +318,7 @@ def _run_bench(options: argparse.Namespace) -> None:
             rivals=tuple(options.policy),
             parts=tuple(options.part),
             prior=options.prior,
-            priors=_priors(options.prior),
+            priors=priors_of_each(options.prior),
             cluster=options.dask,
         )
         bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
@@ -404,7 +403,7 @@ def _run_replay(options: argparse.Namespace) -> None:
         quality_floor=options.floor,
         orders=options.orders,
         limit=options.limit,
-        prior=_prior(options.prior),
+        prior=prior_of_all(options.prior),
         seed=options.seed,
     )
     result = replay(load(options.data), plan, progress=sys.stderr.isatty())
@@ -414,32 +413,6 @@ def _run_replay(options: argparse.Namespace) -> None:
         result.write_trace(options.trace)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def _priors(where: str) -> Callable[[Sequence[Dataset]], Priors] | None:
-    """What gives the router's prior for each pool, under the name that the option has."""
-    match where:
-        case "none":
-            return None
-        case "leave-out":
-            return lambda datasets: {where: fit_prior.leave_out(datasets)}
-        case _:
-            prior = _prior(where)
-            return lambda datasets: {where: dict.fromkeys((data.name for data in datasets), prior)}
-
-
-def _prior(where: str) -> QualityPrior | None:
-    match where:
-        case "none":
-            return None
-        case "shipped":
-            return shipped_prior()
-        case "leave-out":
-            raise ValueError(
-                "--prior leave-out: goes with several folders (run, bench); here name none, shipped or a file"
-            )
-        case _:
-            return prior_from_json(Path(where).read_text())
 
 
 def _table(report: dict[str, Any]) -> str:
