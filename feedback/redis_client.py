@@ -12,6 +12,7 @@ import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -57,6 +58,9 @@ class RedisClient:
 
     async def infos(self) -> list[Mapping[str, Any]]:
         """INFO of the server, or of each of a cluster's primaries. StoreUnfitError where it can never answer."""
+        for option, path in self.address.files:
+            if not Path(path).is_file():
+                raise StoreUnfitError(f"{option} in its URL names no file: {path}")
         cluster = self.address.kind == "cluster"
         try:
             told = await self.commands.info(**({"target_nodes": RedisCluster.PRIMARIES} if cluster else {}))
@@ -143,6 +147,16 @@ def _unfit(error: Exception) -> StoreUnfitError | None:
         return StoreUnfitError("it refuses the name or password in the URL; correct them there")
     if isinstance(error, InvalidResponse):
         return StoreUnfitError("what listens there does not speak Redis' protocol; check host, port and TLS")
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        why = said.partition("verify failed: ")[2].partition(" (_ssl")[0].rstrip(".")
+        return StoreUnfitError(
+            f"its certificate is not accepted ({why}); name its authority with ?ssl_ca_certs=/path, "
+            "and the host as the certificate does"
+        )
+    if "WRONG_VERSION_NUMBER" in said:
+        return StoreUnfitError(
+            "it speaks no TLS on that port; begin the URL with redis:// or correct the port"
+        )
     if isinstance(error, RedisClusterException) and "enabled" in said:
         return StoreUnfitError("it is no cluster: begin the URL with redis:// instead of redis+cluster://")
     return None
@@ -162,7 +176,7 @@ def _connected(address: StoreAddress, timeout_s: float) -> Commands:
         )
         return Redis.from_pool(pool)
     identity: dict[str, Any] = {"username": address.username, "password": address.password}
-    tls: dict[str, Any] = {"ssl": True, **dict(address.options)} if address.tls else {}
+    tls: dict[str, Any] = {"ssl": True, **dict(address.files)} if address.tls else {}
     if address.kind == "sentinel":
         known: Any = Sentinel  # its constructor carries no types
         watchers = known(list(address.hosts), sentinel_kwargs=patience | tls, **patience, **tls)

@@ -17,7 +17,7 @@ RIGHT: Final = (
     "or redis+cluster://host:6379,other:6379"
 )
 PORTS: Final = {"single": 6379, "sentinel": 26379, "cluster": 6379}
-OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _KINDS: Final[dict[str, Literal["single", "sentinel", "cluster"]]] = {
     "redis": "single",
     "redis+sentinel": "sentinel",
@@ -27,7 +27,9 @@ _KINDS: Final[dict[str, Literal["single", "sentinel", "cluster"]]] = {
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """url: as it was given, for a single server. service: the name that the Sentinels know the primary by."""
+    """url: as it was given, for a single server. service: the name that the Sentinels know the primary by. files: (option,
+    path) of the certificates that the URL names.
+    """
 
     kind: Literal["single", "sentinel", "cluster"]
     url: str = field(repr=False)
@@ -37,7 +39,7 @@ class StoreAddress:
     password: str | None = field(default=None, repr=False)
     service: str = ""
     db: int = 0
-    options: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
 
 def parse_store_url(url: str) -> StoreAddress:
@@ -54,7 +56,8 @@ def parse_store_url(url: str) -> StoreAddress:
             )
             if not complete:
                 raise wrong
-            return StoreAddress("single", url, tls=tls)
+            files = tuple(option for option in parse_qsl(parts.query) if option[0] in FILES)
+            return StoreAddress("single", url, tls=tls, files=files)
         return _of_many(url, _KINDS[scheme], tls=tls)
     except ValueError as error:
         raise (error if "should" in str(error) else wrong) from None
@@ -66,9 +69,9 @@ def _of_many(url: str, kind: Literal["single", "sentinel", "cluster"], *, tls: b
     name, _, password = identity.partition(":")
     hosts = tuple(_host(place, PORTS[kind]) for place in places.split(","))
     path = [unquote(piece) for piece in parts.path.split("/") if piece]
-    options = tuple(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-    if unknown := sorted({option for option, _ in options} - OPTIONS):
-        raise ValueError(f"should have no option {unknown[0]!r:.40}; known: {', '.join(sorted(OPTIONS))}")
+    files = tuple(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+    if unknown := sorted({option for option, _ in files} - FILES):
+        raise ValueError(f"should have no option {unknown[0]!r:.40}; known: {', '.join(sorted(FILES))}")
     if kind == "cluster" and path not in ([], ["0"]):
         raise ValueError("should name no database: a cluster has only 0")
     if kind == "sentinel" and (not path or len(path) > 2 or not all(n.isdigit() for n in path[1:])):
@@ -77,7 +80,7 @@ def _of_many(url: str, kind: Literal["single", "sentinel", "cluster"], *, tls: b
         )
     service, db = (path[0], int(path[1]) if path[1:] else 0) if kind == "sentinel" else ("", 0)
     named = (unquote(name) or None, unquote(password) or None)
-    return StoreAddress(kind, url, hosts, tls, *named, service, db, options)
+    return StoreAddress(kind, url, hosts, tls, *named, service, db, files)
 
 
 def _host(place: str, default: int) -> tuple[str, int]:

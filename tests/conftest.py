@@ -1,35 +1,36 @@
 """What tests of several folders share: real store servers, started once, and a log that fails on demand."""
 
-import shutil
-import subprocess
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from feedback.embedded import OPTIONS, EmbeddedServer
+from feedback import embedded
+from feedback.embedded import find_server
 from feedback.store import Log, StoreError
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server", type=Path, help="a redis-server or valkey-server to test on, instead of the embedded one"
+    )
+
+
 @pytest.fixture(scope="session")
-def embedded_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The embedded server, as a gateway starts it. Tests name their own routes in it."""
-    server = EmbeddedServer.start(tmp_path_factory.mktemp("state"))
+def server_binary(pytestconfig: pytest.Config) -> Path:
+    given: Path | None = pytestconfig.getoption("server")
+    return given or find_server()
+
+
+@pytest.fixture(scope="session")
+def store_url(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server as a gateway starts it. Tests name their own routes in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "find_server", lambda: server_binary)
+        server = embedded.EmbeddedServer.start(tmp_path_factory.mktemp("state"))
     yield server.url
     server.stop()
-
-
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The redis-server that is on PATH; only for tests that know there is one."""
-    binary, folder = shutil.which("redis-server"), tmp_path_factory.mktemp("redis")
-    assert binary is not None
-    command = [binary, *OPTIONS, "--dir", str(folder), "--unixsocket", str(folder / "socket")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert any(b"eady to accept connections" in line for line in process.stdout)
-        yield f"unix://{folder / 'socket'}"
-        process.terminate()
 
 
 async def nothing(call: str) -> None:

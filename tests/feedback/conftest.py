@@ -1,9 +1,9 @@
 """Real servers that tests may harm: killed, frozen, filled, paired and clustered; and a proxy that harms connections."""
 
 import asyncio
-import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import time
@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import redis
-
-from feedback.embedded import find_server
 
 START_S = 30.0
 
@@ -166,10 +164,12 @@ class Cluster:
 
 
 class Proxy:
-    """Loopback connections that a test may stall, cut, or lead elsewhere. mode: pass, stall, cut_reply or refuse."""
+    """Loopback connections that a test may stall, cut, or lead elsewhere. mode: pass, stall, cut_reply or refuse; tls: what
+    those who come speak, the server behind does not.
+    """
 
-    def __init__(self, target: int) -> None:
-        self.target, self.mode, self.port = target, "pass", 0
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
+        self.target, self.tls, self.mode, self.port = target, tls, "pass", 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -178,7 +178,7 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}"
 
     async def start(self) -> "Proxy":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -212,8 +212,8 @@ class Proxy:
         writer.close()
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
-        connection = writer.get_extra_info("socket")
-        with suppress(OSError, AttributeError):
+        with suppress(OSError, AttributeError):  # it may be closed already
+            connection = writer.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.close()
 
@@ -230,21 +230,13 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def binaries() -> dict[str, Path]:
-    """The embedded server, and the distribution's if there is one."""
-    found = {"embedded": find_server()}
-    if (other := shutil.which("redis-server")) is not None:
-        found["redis"] = Path(other)
-    return found
-
-
-@pytest.fixture(params=sorted(binaries()))
-def server_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+@pytest.fixture
+def server_of(server_binary: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Makes servers; all of them end with the test."""
     made: list[Server] = []
 
     def make(**options: Any) -> Server:
-        made.append(Server(tmp_path / f"server-{len(made)}", binaries()[request.param], **options))
+        made.append(Server(tmp_path / f"server-{len(made)}", server_binary, **options))
         return made[-1].start()
 
     yield make
@@ -252,19 +244,19 @@ def server_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
         server.kill()
 
 
-@pytest.fixture(params=sorted(binaries()))
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path, binaries()[request.param])
+@pytest.fixture
+def cluster(server_binary: Path, tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path, server_binary)
     yield cluster
     cluster.stop()
 
 
 @pytest.fixture
-async def proxy_to() -> AsyncIterator[Callable[[int], Any]]:
+async def proxy_to() -> AsyncIterator[Callable[..., Any]]:
     made: list[Proxy] = []
 
-    async def make(port: int) -> Proxy:
-        made.append(await Proxy(port).start())
+    async def make(port: int, **options: Any) -> Proxy:
+        made.append(await Proxy(port, **options).start())
         return made[-1]
 
     yield make

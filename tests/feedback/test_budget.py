@@ -325,8 +325,8 @@ def _unsettled(purse: Purse) -> set[str]:
 
 
 @pytest.fixture
-async def store(embedded_url: str) -> AsyncIterator[RedisStore]:
-    store = RedisStore(embedded_url, decision_ttl_ms=60_000, timeout_s=10.0)
+async def store(store_url: str) -> AsyncIterator[RedisStore]:
+    store = RedisStore(store_url, decision_ttl_ms=60_000, timeout_s=10.0)
     yield store
     await store.close()
 
@@ -382,9 +382,9 @@ class SideBySide(RuleBasedStateMachine):
             self.runner.close()
 
 
-def test_memory_and_server_keep_the_same_books(embedded_url: str) -> None:
+def test_memory_and_server_keep_the_same_books(store_url: str) -> None:
     class OnThisServer(SideBySide):
-        url = embedded_url
+        url = store_url
 
     run_state_machine_as_test(
         OnThisServer, settings=settings(max_examples=40, stateful_step_count=30, deadline=None)

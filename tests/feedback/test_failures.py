@@ -5,6 +5,7 @@ Every test ends with the same account: all replicas hold one digest, and each fe
 
 import asyncio
 import gc
+import ssl
 import time
 import uuid
 import warnings
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+import trustme
 
 from bandit.features import DIMENSION, TAG
 from bandit.quality import SharedBaseline
@@ -34,7 +36,7 @@ SECRET = b"a secret of thirty-two bytes, at least"
 WINDOW_S = 3600.0
 SETTLED_WITHIN_S = 30.0
 ServerOf = Callable[..., Any]
-ProxyTo = Callable[[int], Any]
+ProxyTo = Callable[..., Any]
 
 
 class Gateway:
@@ -250,6 +252,9 @@ async def test_a_server_that_refuses_for_a_while(server_of: ServerOf, tmp_path: 
 @pytest.mark.soak
 async def test_a_server_that_is_still_loading_is_waited_for(server_of: ServerOf, tmp_path: Path) -> None:
     server = server_of()
+    slowly = {"key-load-delay": 100, "loading-process-events-interval-bytes": 1024}
+    if not server.client().config_get("loading-process-events-interval-bytes"):  # Redis 6.2
+        del slowly["loading-process-events-interval-bytes"]
     filler = server.client().pipeline(transaction=False)
     for n in range(20_000):
         filler.set(f"filler:{n}", b"x" * 100)
@@ -258,7 +263,7 @@ async def test_a_server_that_is_still_loading_is_waited_for(server_of: ServerOf,
         await running.load(seconds=0.3)
         await running.settled()
         server.kill()
-        server.options |= {"key-load-delay": 100, "loading-process-events-interval-bytes": 1024}
+        server.options |= slowly
         load = asyncio.create_task(running.load(seconds=1.0))
         await asyncio.to_thread(server.start)
         await load
@@ -467,6 +472,34 @@ async def test_a_node_of_a_cluster_is_refused_as_a_single_server(cluster: Any) -
     assert await _refusal(cluster.url) == "fit"
 
 
+async def test_a_store_behind_tls_wants_its_authority_named_and_each_mistake_is_told(
+    server_of: ServerOf, proxy_to: ProxyTo, tmp_path: Path
+) -> None:
+    ours, theirs = trustme.CA(), trustme.CA()
+    ours.cert_pem.write_to_path(str(tmp_path / "ours.pem"))
+    theirs.cert_pem.write_to_path(str(tmp_path / "theirs.pem"))
+    ours.issue_cert("a-client").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "client.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    ours.configure_trust(tls)
+    ours.issue_cert("127.0.0.1").configure_cert(tls)
+    server = server_of()
+    end = await proxy_to(server.port, tls=tls)
+    client = f"&ssl_certfile={tmp_path}/client.pem&ssl_keyfile={tmp_path}/client.pem"
+    url = f"rediss://127.0.0.1:{end.port}?ssl_ca_certs={tmp_path}/ours.pem{client}"
+    async with fleet(url, tmp_path, count=2) as running:
+        await running.load(seconds=0.5)
+        await running.settled()
+        running.hold_account()
+    assert await _refusal(url) == "fit"
+    assert "StoreUnfitError: its certificate is not accepted (" in await _refusal(
+        url.replace("ours", "theirs")
+    )
+    assert "(Hostname mismatch" in await _refusal(url.replace("127.0.0.1", "localhost"))
+    assert "ssl_ca_certs in its URL names no file" in await _refusal(url.replace("ours.pem", "nowhere.pem"))
+    assert "Error: " in await _refusal(url.replace(client, "")), "it wants to know who comes"
+
+
 async def test_what_speaks_another_protocol_is_said_so() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
@@ -477,6 +510,7 @@ async def test_what_speaks_another_protocol_is_said_so() -> None:
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         assert "does not speak Redis' protocol" in await _refusal(f"redis://127.0.0.1:{port}")
+        assert "it speaks no TLS on that port" in await _refusal(f"rediss://127.0.0.1:{port}")
 
 
 # ---- what takes minutes

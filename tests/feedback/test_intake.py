@@ -169,8 +169,8 @@ class Site:
 
 
 @pytest.fixture
-async def site(embedded_url: str, tmp_path: Path, faulty: Faulty) -> AsyncIterator[Site]:
-    site = Site(embedded_url, tmp_path, faulty)
+async def site(store_url: str, tmp_path: Path, faulty: Faulty) -> AsyncIterator[Site]:
+    site = Site(store_url, tmp_path, faulty)
     yield site
     for gateway in site.gateways:
         await gateway.stop()

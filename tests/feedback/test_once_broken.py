@@ -66,13 +66,13 @@ async def test_1_the_spool_tells_each_caller_its_own_number(tmp_path: Path) -> N
     await spool.close()
 
 
-async def test_2_an_entry_that_arrives_between_two_reads_is_no_fork(embedded_url: str) -> None:
+async def test_2_an_entry_that_arrives_between_two_reads_is_no_fork(store_url: str) -> None:
     """The end of the log was read after its entries, so one that came in between looked like a fork."""
-    store = RedisStore(embedded_url, decision_ttl_ms=60_000, timeout_s=10.0)
+    store = RedisStore(store_url, decision_ttl_ms=60_000, timeout_s=10.0)
     log = store.log("tenant.order-of-reads")
     replica = Replica(log, SharedBaseline())
     await replica.poll()
-    async with Redis.from_url(embedded_url) as client, client.monitor() as monitor:
+    async with Redis.from_url(store_url) as client, client.monitor() as monitor:
         await log.read(START, 10)
         commands = [(await monitor.next_command())["command"].split()[0] for _ in range(2)]
     assert commands == ["HMGET", "XRANGE"], "the end first: it may be older than the entries, never newer"

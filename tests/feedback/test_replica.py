@@ -119,9 +119,9 @@ async def connected(url: str) -> AsyncIterator[RedisStore]:
 
 
 @pytest.fixture
-async def route(embedded_url: str) -> AsyncIterator[Route]:
+async def route(store_url: str) -> AsyncIterator[Route]:
     scope = f"tenant.{uuid.uuid4().hex}"
-    async with connected(embedded_url) as store, Redis.from_url(embedded_url) as client:
+    async with connected(store_url) as store, Redis.from_url(store_url) as client:
         yield Route(store.log(scope), client, f"lr:{{{scope}}}")
 
 

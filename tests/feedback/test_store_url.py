@@ -17,7 +17,7 @@ def test_a_cluster_is_known_by_any_of_its_nodes() -> None:
     assert address.kind == "cluster"
     assert address.hosts == (("a", 7000), ("b", 6379), ("::1", 7002))
     assert (address.tls, address.username, address.password) == (True, "me", "p@ss")
-    assert address.options == (("ssl_ca_certs", "/ca.pem"),)
+    assert address.files == (("ssl_ca_certs", "/ca.pem"),)
 
 
 def test_sentinels_know_a_primary_by_name() -> None:

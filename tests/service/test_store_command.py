@@ -60,8 +60,8 @@ class Place:
 
 
 @pytest.fixture
-def place(embedded_url: str, tmp_path: Path) -> Iterator[Place]:
-    place = Place(embedded_url, tmp_path)
+def place(store_url: str, tmp_path: Path) -> Iterator[Place]:
+    place = Place(store_url, tmp_path)
     yield place
     place.client.close()
 
