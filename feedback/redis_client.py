@@ -58,9 +58,8 @@ class RedisClient:
 
     async def infos(self) -> list[Mapping[str, Any]]:
         """INFO of the server, or of each of a cluster's primaries. StoreUnfitError where it can never answer."""
-        for option, path in self.address.files:
-            if not Path(path).is_file():
-                raise StoreUnfitError(f"{option} in its URL names no file: {path}")
+        if missing := _missing(self.address):
+            raise StoreUnfitError(f"its URL names a file that is not there: {missing}")
         cluster = self.address.kind == "cluster"
         try:
             told = await self.commands.info(**({"target_nodes": RedisCluster.PRIMARIES} if cluster else {}))
@@ -147,19 +146,29 @@ def _unfit(error: Exception) -> StoreUnfitError | None:
         return StoreUnfitError("it refuses the name or password in the URL; correct them there")
     if isinstance(error, InvalidResponse):
         return StoreUnfitError("what listens there does not speak Redis' protocol; check host, port and TLS")
-    if "CERTIFICATE_VERIFY_FAILED" in said:
-        why = said.partition("verify failed: ")[2].partition(" (_ssl")[0].rstrip(".")
-        return StoreUnfitError(
-            f"its certificate is not accepted ({why}); name its authority with ?ssl_ca_certs=/path, "
-            "and the host as the certificate does"
-        )
+    if "SSL: " in said:
+        return _unfit_tls(said)
+    if isinstance(error, RedisClusterException) and "enabled" in said:
+        return StoreUnfitError("it is no cluster: begin the URL with redis:// instead of redis+cluster://")
+    return None
+
+
+def _missing(address: StoreAddress) -> str:
+    return ", ".join(f"{option}={path}" for option, path in address.files if not Path(path).is_file())
+
+
+def _unfit_tls(said: str) -> StoreUnfitError | None:
     if "WRONG_VERSION_NUMBER" in said:
         return StoreUnfitError(
             "it speaks no TLS on that port; begin the URL with redis:// or correct the port"
         )
-    if isinstance(error, RedisClusterException) and "enabled" in said:
-        return StoreUnfitError("it is no cluster: begin the URL with redis:// instead of redis+cluster://")
-    return None
+    if "CERTIFICATE_VERIFY_FAILED" not in said:
+        return None
+    why = said.partition("verify failed: ")[2].partition(" (_ssl")[0].rstrip(".")
+    return StoreUnfitError(
+        f"its certificate is not accepted ({why}); name its authority with ?ssl_ca_certs=/path, "
+        "and the host as the certificate does"
+    )
 
 
 def _connected(address: StoreAddress, timeout_s: float) -> Commands:

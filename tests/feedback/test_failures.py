@@ -496,7 +496,9 @@ async def test_a_store_behind_tls_wants_its_authority_named_and_each_mistake_is_
         url.replace("ours", "theirs")
     )
     assert "(Hostname mismatch" in await _refusal(url.replace("127.0.0.1", "localhost"))
-    assert "ssl_ca_certs in its URL names no file" in await _refusal(url.replace("ours.pem", "nowhere.pem"))
+    assert "its URL names a file that is not there: ssl_ca_certs=" in await _refusal(
+        url.replace("ours.pem", "nowhere.pem")
+    )
     assert "Error: " in await _refusal(url.replace(client, "")), "it wants to know who comes"
 
 

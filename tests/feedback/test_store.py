@@ -824,7 +824,7 @@ async def test_a_full_server_takes_a_feedback_whole_or_not_at_all(on_server: OnS
             lambda: log.put_decisions({"e": RECORD}),
             lambda: log.save_snapshot(b"state", entry.token, base=START),
         ):
-            with pytest.raises(StoreError, match="OutOfMemory|OOM"):
+            with pytest.raises(StoreError, match=r"OutOfMemory|OOM"):
                 await ask()
         assert len(await entries(log)) == 1  # and reading goes on
         assert await client.hlen(f"{base}:f:d") == 3
