@@ -90,6 +90,14 @@ class Calls:
         self._last = StoreError("the store has not been asked yet")
 
     async def ask(self, call: Callable[..., Awaitable[Any]], *arguments: Any, **named: Any) -> Any:
+        before = _cancellations()
+        try:
+            return await self._ask(call, *arguments, **named)
+        finally:
+            if _cancellations() > before:  # Python 3.11 forgets one that comes as the client's write is done
+                raise asyncio.CancelledError
+
+    async def _ask(self, call: Callable[..., Awaitable[Any]], *arguments: Any, **named: Any) -> Any:
         async with self._turns:
             if not self.breaker.allows():
                 raise type(self._last)(f"the store is left alone for a moment after: {self._last}")
@@ -124,6 +132,11 @@ class Calls:
             self.breaker.succeeded()  # it answers, and at once: reads and what it knows already go on
         else:
             self.breaker.failed()
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 def _jitter() -> float:

@@ -7,7 +7,7 @@ import struct
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,7 @@ from feedback.events import (
 from feedback.learn import fold
 from feedback.memory_store import MemoryStore
 from feedback.records import DecisionPrefix, encode_record
+from feedback.redis_client import RedisClient
 from feedback.redis_store import RedisStore
 from feedback.state import START, State
 from feedback.store import (
@@ -870,6 +871,23 @@ async def test_a_server_that_evicts_is_unfit(server: Client, store_url: str) -> 
                 await store.probe()
     finally:
         await server.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_a_cancellation_that_the_client_forgets_ends_the_call_all_the_same(store_url: str) -> None:
+    """Python 3.11's wait_for gives the result when both come at once; whoever polls would have gone on for ever."""
+
+    async def written() -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return "written"
+
+    client = RedisClient(store_url, timeout_s=PATIENT_S)
+    asked = asyncio.create_task(client.route().ask(written))
+    await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await client.close()
 
 
 async def test_a_server_that_is_not_there_is_a_store_error_whatever_is_asked(tmp_path: Path) -> None:
