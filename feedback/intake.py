@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from feedback.ids import scope_of
 from feedback.recorder import Recorder
@@ -27,9 +27,8 @@ RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, 
 RESEND_AT_A_TIME: Final = 2048
 RESEND_AT_ONCE: Final = 16
 TOO_LATE: Final = "not confirmed within the feedback window; it may have been counted before"
-ASK_AGAIN_MAX_S: Final = (
-    60.0  # a decision that is not visible is asked for ever more seldom, but at least this often
-)
+ASK_AGAIN_S: Final = 0.2  # after a decision was not visible twice
+ASK_AGAIN_MAX_S: Final = 60.0
 REFUSALS: Final = {
     Answer.CONFLICT: "the same idempotency key was used with another value",
     Answer.TOO_MANY: "too many feedbacks for one decision",
@@ -81,6 +80,22 @@ class _Tracked:
     done: bool = False
 
 
+class _Invisible(NamedTuple):
+    """A decision that the store did not hold when it was asked, and when it is asked again (Unix seconds)."""
+
+    pause_s: float
+    again_at: float
+
+    @classmethod
+    def at(cls, now: float, before: "_Invisible | None") -> "_Invisible":
+        """Ever more seldom, but at once at first: its gateway may just be writing it."""
+        pause_s = min(max(2 * before.pause_s, ASK_AGAIN_S), ASK_AGAIN_MAX_S) if before else 0.0
+        return cls(pause_s, now + pause_s)
+
+
+NEVER_ASKED: Final = _Invisible(0.0, float("-inf"))
+
+
 class Intake:
     """clock: Unix seconds. window_s: how long a decision may be rated."""
 
@@ -96,7 +111,7 @@ class Intake:
         self._routes, self._spool, self._secrets = routes, spool, secrets
         self._clock, self._window_s, self._retain_s = clock, window_s, min(RETAIN_S, window_s / 2)
         self._settled: deque[_Tracked] = deque()
-        self._ask_again_at: dict[str, float] = {}  # by decision that was not visible, in Unix seconds
+        self._invisible: dict[str, _Invisible] = {}  # by decision
         # What an earlier life of this process, or a worker that died, had accepted comes first.
         self._unsettled = {entry.sequence: _from_payload(entry) for entry in spool.pending()}
         self._queued_ids = self._decisions_queued()
@@ -152,12 +167,11 @@ class Intake:
             self._complete(tracked)
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
             await self._answered(tracked, settled)
-            self._ask_again_at.pop(decision_id, None)
+            before = self._invisible.pop(decision_id, None)
             if settled.answer in REFUSALS:
                 await self._bury(tracked, REFUSALS[settled.answer])
             elif settled.answer is Answer.UNKNOWN_DECISION:
-                pause_s = min(max(self._waited_s(tracked), 0.0), ASK_AGAIN_MAX_S)
-                self._ask_again_at[decision_id] = self._clock() + pause_s
+                self._invisible[decision_id] = _Invisible.at(self._clock(), before)
                 return
 
     def _complete(self, tracked: _Tracked) -> None:
@@ -177,10 +191,11 @@ class Intake:
         return {t.feedback.decision_id for t in self._unsettled.values() if not t.token}
 
     def _due(self, scope: str) -> list[_Tracked]:
-        now, again = self._clock(), self._ask_again_at
+        now, invisible = self._clock(), self._invisible
         waiting = [t for t in self._unsettled.values() if t.scope == scope and not t.token]
-        due = [t for t in waiting if again.get(t.feedback.decision_id, now) <= now]
-        return sorted(due, key=lambda tracked: tracked.entry.sequence)[:RESEND_AT_A_TIME]
+        due = [t for t in waiting if invisible.get(t.feedback.decision_id, NEVER_ASKED).again_at <= now]
+        due.sort(key=lambda t: (t.feedback.decision_id in invisible, t.entry.sequence))
+        return due[:RESEND_AT_A_TIME]
 
     def _waited_s(self, tracked: _Tracked) -> float:
         return self._clock() - tracked.feedback.at

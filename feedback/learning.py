@@ -23,7 +23,7 @@ from feedback.spool import Spool
 from feedback.store import Log, Store, StoreError, StoreGoneError
 
 TICK_S: Final = 0.2
-LONGEST_PAUSE_S: Final = 2.0
+LONGEST_PAUSE_S: Final = 0.5  # after failures; while a breaker is open nothing is asked
 log = logging.getLogger(__name__)
 
 

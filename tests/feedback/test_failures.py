@@ -524,12 +524,12 @@ async def test_a_store_frozen_for_thirty_seconds_under_load(
 ) -> None:
     server = server_of()
     async with fleet(server.url, tmp_path) as running:
-        await running.load(seconds=10.0)
+        await running.load(seconds=10.0, pause_s=0.02)
         healthy = sorted(x for g in running.gateways for x in g.latencies_s)
         for gateway in running.gateways:
             gateway.latencies_s.clear()
         server.pause()
-        await running.load(seconds=30.0)
+        await running.load(seconds=30.0, pause_s=0.02)
         frozen = sorted(x for g in running.gateways for x in g.latencies_s)
         server.resume()
         seconds = await running.settled(within_s=5.0)

@@ -368,6 +368,23 @@ async def test_feedback_for_another_gateways_decision_waits_until_that_is_writte
     assert other.ratings() == (1.0, 0.5)
 
 
+async def test_a_decision_that_appears_during_an_outage_is_rated_soon_after_it(site: Site) -> None:
+    """The pause once grew with the time waited: who had asked before the outage asked again as long after it."""
+    one, other = await site.gateway("one"), await site.gateway("two")
+    decision_id = one.decide()
+    assert await other.rate(decision_id) is QUEUED
+    await other.tick()
+    other.store.away = True
+    site.clock.now += 30
+    with pytest.raises(StoreError):
+        await other.tick()
+    await one.tick()
+    other.store.away = False
+    site.clock.now += 1
+    await other.tick()
+    assert other.intake.queued == 0
+
+
 async def test_a_decision_that_never_appears_ends_among_the_dead_letters_after_the_window(
     gateway: Gateway,
 ) -> None:
