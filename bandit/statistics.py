@@ -70,7 +70,7 @@ class CallStatistics:
     calls: answered calls with known usage. tokens_in, tokens_out: as billed by the upstream; tokens_in_estimated: what
     was estimated for the same calls before they were made. failures: calls that failed before an answer.
     latency_us, first_byte_us: microseconds, summed over `timed` calls.
-    reported_calls, reported_nano_usd: costs told by the application, in 10^-9 USD, and what the registry says of the
+    reported_calls, reported_nano_usd: costs told by the application, or summed over a cascade's calls, in 10^-9 USD, and what the registry says of the
     same calls: listed_in_nano_usd for their prompts, listed_out for their price per token of answer (10^-9 USD each).
     unpriced_calls, unpriced_nano_usd: the same of calls made while the registry knew no price for the arm.
     lengths: sums of how long answers are for which requests (bandit.lengths); () before the first.
@@ -91,6 +91,20 @@ class CallStatistics:
     unpriced_calls: int = 0
     unpriced_nano_usd: int = 0
     lengths: tuple[int, ...] = ()
+
+    @classmethod
+    def charged(
+        cls, nano_usd: int, *, listed_in_nano_usd: int, listed_out_nano_usd_per_token: int, calls: int = 1
+    ) -> "CallStatistics":
+        """One call's reported cost beside its listed one; calls: 0 where only the amount is revised, by nano_usd."""
+        if listed_in_nano_usd == listed_out_nano_usd_per_token == 0:
+            return cls(unpriced_calls=calls, unpriced_nano_usd=nano_usd)
+        return cls(
+            reported_calls=calls,
+            reported_nano_usd=nano_usd,
+            listed_in_nano_usd=calls * listed_in_nano_usd,
+            listed_out_nano_usd_per_token=calls * listed_out_nano_usd_per_token,
+        )
 
     def __add__(self, other: "CallStatistics") -> "CallStatistics":
         if self.lengths and other.lengths:

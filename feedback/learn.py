@@ -194,13 +194,11 @@ def _charged(state: State, event: Charged) -> State:
 def _charge(decision: DecisionPrefix, cost_usd: float, old: float | None) -> CallStatistics:
     """One call's reported cost beside its listed one; a revision moves only the amount."""
     calls, nano_usd = (1, _nano(cost_usd)) if old is None else (0, _nano(cost_usd) - _nano(old))
-    if decision.listed_in_nano_usd == decision.listed_out_nano_usd_per_token == 0:
-        return CallStatistics(unpriced_calls=calls, unpriced_nano_usd=nano_usd)
-    return CallStatistics(
-        reported_calls=calls,
-        reported_nano_usd=nano_usd,
-        listed_in_nano_usd=calls * decision.listed_in_nano_usd,
-        listed_out_nano_usd_per_token=calls * decision.listed_out_nano_usd_per_token,
+    return CallStatistics.charged(
+        nano_usd,
+        listed_in_nano_usd=decision.listed_in_nano_usd,
+        listed_out_nano_usd_per_token=decision.listed_out_nano_usd_per_token,
+        calls=calls,
     )
 
 

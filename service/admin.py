@@ -148,6 +148,7 @@ def _model(model: Model) -> dict[str, Any]:
     return {
         **asdict(model.arm),
         "price_usd_per_mtok_cached_in": model.price_usd_per_mtok_cached_in,
+        "cascade": model.cascade and asdict(model.cascade),
         "reasoning_effort": model.reasoning_effort,
         "withdrawn": model.withdrawn,
         "deployments": places,

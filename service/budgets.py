@@ -64,8 +64,10 @@ class Budgets:
 
     def settled(self, decision_id: str, outcome: Outcome) -> None:
         """What a call was billed. One that failed before anything was produced says nothing yet: another place of the same
-        model may be tried, and whoever gives the decision up calls `release`.
+        model may be tried, and whoever gives the decision up calls `release`. A cascade is settled as a whole.
         """
+        if outcome.stage_of is not None:
+            return
         if outcome.cost_usd is not None:
             self._settle(decision_id, outcome.cost_usd)
         elif outcome.status in ("answered", "aborted"):

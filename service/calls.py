@@ -7,7 +7,7 @@ model is tried is the pipeline's business. What a call took is told once, howeve
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 import orjson
@@ -68,14 +68,49 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One decision on its way to its model. started: ticks; logprobs: asked for on the router's own account."""
+    """One decision on its way to its model. started: ticks.
+
+    Where it was for a cascade, model is the one that is called of it, and bill what all of its calls are put on; logprobs:
+    asked for on the router's own account; last: with this call the cascade ends.
+    """
 
     ask: ChatRequest
     route: ServedRoute
     model: Model
     decision: Decision
     started: int
+    bill: "Bill | None" = None
     logprobs: bool = False
+    last: bool = False
+
+
+@dataclass(slots=True)
+class Bill:
+    """The calls that one decision for a cascade took. judging_usd: what its judge cost, which is billed on its own."""
+
+    attempt: Attempt
+    calls: list[Outcome] = field(default_factory=list)
+    judging_usd: float = 0.0
+    is_closed: bool = False
+
+    def total(self, status: Status, latency_s: float, error: str | None) -> Outcome:
+        costs = [call.cost_usd for call in self.calls if call.cost_usd is not None]
+        begun = [call.first_byte_s for call in self.calls if call.first_byte_s is not None]
+        return Outcome(
+            status=status,
+            route=self.attempt.route.name,
+            model=self.attempt.decision.arm.name,
+            place="",
+            latency_s=latency_s,
+            first_byte_s=latency_s - self.calls[-1].latency_s + begun[-1] if begun else None,
+            tokens_in=sum(call.tokens_in or 0 for call in self.calls),
+            tokens_out=sum(call.tokens_out or 0 for call in self.calls),
+            tokens_cached=sum(call.tokens_cached for call in self.calls),
+            cost_usd=sum(costs) if costs else None,
+            estimated=any(call.estimated for call in self.calls),
+            error=error,
+            stages=len(self.calls),
+        )
 
 
 @dataclass(slots=True)
@@ -94,12 +129,13 @@ class Call:
 
 
 class Line:
-    """A call's connection to its place. Closing it gives the connection up or back, and the place its turn."""
+    """A call's connection to its place. Closing it gives the connection up or back, and the place its turn; once is enough."""
 
-    __slots__ = ("_call", "_calls", "_is_open", "_sending")
+    __slots__ = ("_call", "_calls", "_is_closed", "_is_open", "_sending")
 
     def __init__(self, calls: "Calls", call: Call, sending: AbstractAsyncContextManager[Reply]) -> None:
-        self._calls, self._call, self._sending, self._is_open = calls, call, sending, False
+        self._calls, self._call, self._sending = calls, call, sending
+        self._is_open = self._is_closed = False
 
     async def opened(self) -> Reply:
         """Entered once. Raises UpstreamError."""
@@ -108,6 +144,9 @@ class Line:
         return reply
 
     async def aclose(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             if self._is_open:
                 await self._sending.__aexit__(None, None, None)
@@ -269,17 +308,17 @@ class Calls:
     def _finished(self, call: Call) -> None:
         self._deployments.answered(call.visit, self.now_s)
         attempt, usage = call.attempt, call.usage
-        decision = attempt.decision
+        context = attempt.decision.context
         answer = Answered(
-            x=decision.context.x,
+            x=context.x,
             tokens_in=usage.tokens_in,
-            tokens_in_estimated=decision.context.needs.tokens_in,
+            tokens_in_estimated=context.needs.tokens_in,
             tokens_out=usage.tokens_out,
             first_byte_s=1e-9 * (call.first_byte - attempt.started),
             latency_s=1e-9 * (self._shell.ticks() - attempt.started),
             at=self._shell.now(),
         )
-        attempt.route.learned.recorder.answered(decision.arm.name, answer)
+        attempt.route.learned.recorder.answered(attempt.model.arm.name, answer)
         self._settle(call, "answered")
 
     def _failed(self, call: Call, failed: FailedError) -> None:
@@ -288,7 +327,7 @@ class Calls:
         match failed.fault:
             case "failed" | "timeout":
                 self._deployments.failed(call.visit, now_s, timeout=failed.fault == "timeout")
-                arm = call.attempt.decision.arm.name
+                arm = call.attempt.model.arm.name
                 call.attempt.route.learned.recorder.called(arm, CallStatistics(failures=1))
                 self._settle(call, "failed", failed.error.message)
             case "full":
@@ -329,8 +368,44 @@ class Calls:
             cost_usd=cost_usd,
             estimated=estimated,
             error=error,
+            stage_of=attempt.decision.arm.name if attempt.bill else None,
         )
         self._outcomes.add(attempt.decision.decision_id, outcome)
+        if attempt.bill is not None:
+            attempt.bill.calls.append(outcome)
+            if attempt.last and (status in ("answered", "aborted") or call.first_byte):
+                self.close(attempt.bill, status, error)
+
+    def close(self, bill: Bill, status: Status, error: str | None = None) -> None:
+        """The last word on a cascade's answer is said: what all its calls took, told and learned of it once."""
+        if bill.is_closed:
+            return
+        bill.is_closed = True
+        attempt = bill.attempt
+        total = bill.total(status, 1e-9 * (self._shell.ticks() - attempt.started), error)
+        self._outcomes.add(attempt.decision.decision_id, total)
+        recorder, arm = attempt.route.learned.recorder, attempt.decision.arm
+        if status == "failed":
+            recorder.called(arm.name, CallStatistics(failures=1))
+        if status != "answered" or total.cost_usd is None or total.first_byte_s is None:
+            return
+        context = attempt.decision.context
+        answer = Answered(
+            x=context.x,
+            tokens_in=bill.calls[-1].tokens_in,
+            tokens_in_estimated=context.needs.tokens_in,
+            tokens_out=bill.calls[-1].tokens_out,
+            first_byte_s=total.first_byte_s,
+            latency_s=total.latency_s,
+            at=self._shell.now(),
+        )
+        recorder.answered(arm.name, answer)
+        charged = CallStatistics.charged(
+            round(1e9 * (total.cost_usd + bill.judging_usd)),
+            listed_in_nano_usd=round(1e3 * context.needs.tokens_in * arm.price_usd_per_mtok_in),
+            listed_out_nano_usd_per_token=round(1e3 * arm.price_usd_per_mtok_out),
+        )
+        recorder.called(arm.name, charged)
 
 
 def _headers(place: Deployment) -> dict[str, str]:

@@ -15,11 +15,13 @@ from bandit.arms import Arm
 from bandit.classifier import Classified
 from bandit.newcomers import Newcomers
 from feedback.budget import Budget, nano
+from service.cascades import all_names, cascades_of, problems_of_cascades
 from service.classified import classifiers_of
 from service.config_problems import ConfigError, problems_of
 from service.config_shape import (
     AdminEntry,
     BudgetEntry,
+    CascadeEntry,
     DeploymentEntry,
     FileEntry,
     KeyEntry,
@@ -32,7 +34,6 @@ from service.config_shape import (
 )
 from service.settings import (
     AdminSettings,
-    Cascade,
     Deployment,
     Key,
     LatencyLimit,
@@ -86,24 +87,27 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
         raise _too_long(source)
     document = read_yaml(text)
     contents, problems = _validated(document, environ)
-    problems += _routes_without_models(contents, document) if contents else []
-    classifiers, unread = classifiers_of(contents, document, folder) if contents else ({}, [])
+    if contents is not None:
+        problems += _routes_without_models(contents, document) + problems_of_cascades(contents, document)
+    readable = contents is not None and not problems
+    classifiers, unread = classifiers_of(contents, document, folder) if contents and readable else ({}, [])
     problems += unread
     if contents is None or problems:
         raise ConfigError(source, problems)
     return Settings(
-        models=MappingProxyType(
-            {name: _model(name, entry, environ) for name, entry in contents.models.items()}
-        ),
+        models=MappingProxyType(_models(contents, environ)),
         routes=MappingProxyType(
-            {name: _route(name, entry, classifiers.get(name)) for name, entry in contents.routes.items()}
+            {
+                name: _route(name, entry, contents.cascades, classifiers.get(name))
+                for name, entry in contents.routes.items()
+            }
         ),
         server=ServerSettings(**contents.server.model_dump()),
         store=_store(contents.store, folder, environ),
         upstream=UpstreamSettings(**contents.upstream.model_dump()),
         keys=tuple(_key(entry) for entry in contents.access.keys) if contents.access else (),
         admin=_admin(contents.admin) if contents.admin else None,
-        budgets=tuple(_budget(name, entry) for name, entry in contents.budgets.items()),
+        budgets=tuple(_budget(name, entry, contents.cascades) for name, entry in contents.budgets.items()),
     )
 
 
@@ -121,15 +125,29 @@ def _routes_without_models(contents: FileEntry, document: Document) -> list[Prob
     closed = [
         ("routes", name, "models")
         for name, route in contents.routes.items()
-        if all(contents.models[model].withdrawn for model in route.models)
+        if all(_is_withdrawn(model, contents) for model in route.models)
     ]
     sentence = "every model that the route lists is withdrawn; leave it one"
     return [Problem(document.line_of(location), location, sentence) for location in closed]
 
 
+def _is_withdrawn(name: str, contents: FileEntry) -> bool:
+    cascade = contents.cascades.get(name)
+    return all(contents.models[model].withdrawn for model in (cascade.models if cascade else [name]))
+
+
 def _surroundings(document: Document, environ: Mapping[str, str]) -> Surroundings:
-    models = document.value.get("models") if isinstance(document.value, dict) else None
-    return Surroundings(frozenset(models if isinstance(models, dict) else ()), environ)
+    return Surroundings(_names_in(document, "models"), _names_in(document, "cascades"), environ)
+
+
+def _names_in(document: Document, section: str) -> frozenset[str]:
+    named = document.value.get(section) if isinstance(document.value, dict) else None
+    return frozenset(named if isinstance(named, dict) else ())
+
+
+def _models(contents: FileEntry, environ: Mapping[str, str]) -> dict[str, Model]:
+    models = {name: _model(name, entry, environ) for name, entry in contents.models.items()}
+    return models | cascades_of(contents.cascades, models)
 
 
 def _model(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Model:
@@ -175,17 +193,18 @@ def _deployments(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> tu
     return tuple(deployments)
 
 
-def _route(name: str, entry: RouteEntry, classifier: Classified | None) -> Route:
+def _route(
+    name: str, entry: RouteEntry, cascades: Mapping[str, CascadeEntry], classifier: Classified | None
+) -> Route:
     return Route(
         name=name,
-        models=tuple(entry.models),
+        models=all_names(entry.models, cascades),
         strategy=entry.strategy,
         objective=entry.objective,
         usd_per_quality=entry.usd_per_quality,
         quality_floor=entry.quality_floor,
         exploration_floor=entry.exploration_floor,
-        rules=tuple(_rule(number, rule) for number, rule in enumerate(entry.rules, start=1)),
-        cascade=Cascade(**entry.cascade.model_dump()) if entry.cascade else None,
+        rules=tuple(_rule(number, rule, cascades) for number, rule in enumerate(entry.rules, start=1)),
         sticky_sessions=entry.sticky_sessions,
         hedge_after_s=entry.hedge_after_s,
         budget_usd_per_request=entry.budget_usd_per_request,
@@ -199,7 +218,7 @@ def _route(name: str, entry: RouteEntry, classifier: Classified | None) -> Route
     )
 
 
-def _budget(name: str, entry: BudgetEntry) -> TenantBudget:
+def _budget(name: str, entry: BudgetEntry, cascades: Mapping[str, CascadeEntry]) -> TenantBudget:
     lease_usd = entry.usd / LEASES if entry.lease_usd is None else entry.lease_usd
     budget = Budget(
         name,
@@ -209,7 +228,7 @@ def _budget(name: str, entry: BudgetEntry) -> TenantBudget:
         when_away=entry.when_store_away,
         local_cap_nano_usd=nano(lease_usd if entry.local_cap_usd is None else entry.local_cap_usd),
     )
-    return TenantBudget(budget, entry.tenant, frozenset(entry.routes))
+    return TenantBudget(budget, entry.tenant, frozenset(all_names(entry.routes, cascades)))
 
 
 def _newcomers(entry: NewcomersEntry) -> Newcomers:
@@ -217,7 +236,7 @@ def _newcomers(entry: NewcomersEntry) -> Newcomers:
     return Newcomers(entry.ratings, entry.share, limit)
 
 
-def _rule(number: int, entry: RuleEntry) -> Rule:
+def _rule(number: int, entry: RuleEntry, cascades: Mapping[str, CascadeEntry]) -> Rule:
     when = entry.when
     return Rule(
         name=entry.name or f"rule {number}",
@@ -231,7 +250,7 @@ def _rule(number: int, entry: RuleEntry) -> Rule:
             tools=when.tools,
             images=when.images,
         ),
-        models=frozenset(entry.models),
+        models=frozenset(all_names(entry.models, cascades)),
     )
 
 

@@ -38,8 +38,8 @@ SHAPES: Final[Mapping[tuple[str, ...], type[BaseModel]]] = (
             ("upstream",): UpstreamEntry,
             ("models", "*"): ModelEntry,
             ("models", "*", "deployments", "*"): DeploymentEntry,
+            ("cascades", "*"): CascadeEntry,
             ("routes", "*"): RouteEntry,
-            ("routes", "*", "cascade"): CascadeEntry,
             ("routes", "*", "rules", "*"): RuleEntry,
             ("routes", "*", "rules", "*", "when"): WhenEntry,
         }

@@ -32,9 +32,10 @@ HEADER_VALUE: Final = re.compile(r"[!-~]+")  # visible ASCII: what may stand beh
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a field is held against beyond itself. models: the names of all models in the file."""
+    """What a field is held against beyond itself. models: the names of all models in the file; cascades: of all cascades."""
 
     models: frozenset[str]
+    cascades: frozenset[str]
     environ: Mapping[str, str]
 
 
@@ -75,16 +76,32 @@ def _route_name(name: str, info: ValidationInfo) -> str:
         raise _wrong(
             "a route's name is 1 to 64 lower-case letters, digits or _ . -, and begins with a letter or digit"
         )
-    if name in _surroundings(info).models:
+    if name in _surroundings(info).models | _surroundings(info).cascades:
         raise _wrong("a model has this name too; a client's `model` must mean one of them")
     return name
 
 
 def _known_model(name: str, info: ValidationInfo) -> str:
-    known = _surroundings(info).models
+    return _known(name, _surroundings(info).models | _surroundings(info).cascades)
+
+
+def _plain_model(name: str, info: ValidationInfo) -> str:
+    """One that is called itself."""
+    if name in _surroundings(info).cascades:
+        raise _wrong(f"{name!r:.100} is a cascade, and a cascade is made of models")
+    return _known(name, _surroundings(info).models)
+
+
+def _known(name: str, known: frozenset[str]) -> str:
     if name not in known:
         raise _wrong(f"unknown model {name!r:.100}{nearest(name, known)}")
     return name
+
+
+def _cascade_name(name: str, info: ValidationInfo) -> str:
+    if name in _surroundings(info).models:
+        raise _wrong("a model has this name too; a client's `model` must mean one of them")
+    return _model_name(name)
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -92,6 +109,23 @@ def _distinct(names: list[str]) -> list[str]:
     if twice:
         raise _wrong(f"lists {', '.join(twice)} more than once; each model once")
     return names
+
+
+def _stages(names: list[str]) -> list[str]:
+    if len(names) < 2:
+        raise _wrong("a cascade asks at least two models, one after the other, the cheapest first")
+    return _distinct(names)
+
+
+def _several(given: Any) -> Any:
+    """One of it is a list of one."""
+    return given if isinstance(given, list) else [given]
+
+
+def _ascending(numbers: list[float]) -> list[float]:
+    if sorted(set(numbers)) != numbers:
+        raise _wrong("lists its numbers in ascending order, each once")
+    return numbers
 
 
 def _base_url(url: str) -> str:
@@ -210,15 +244,6 @@ def _rules_of_this_route(rules: "list[RuleEntry]", info: ValidationInfo) -> "lis
     return rules
 
 
-def _cascade_of_this_route(cascade: "CascadeEntry | None", info: ValidationInfo) -> "CascadeEntry | None":
-    strategy = info.data.get("strategy")
-    if strategy == "cascade" and cascade is None:
-        raise _wrong("missing: `strategy: cascade` needs to know when an answer is good enough")
-    if strategy is not None and strategy != "cascade" and cascade is not None:
-        raise _wrong("acts only with `strategy: cascade`")
-    return cascade
-
-
 def _classifier_of_this_route(file: str | None, info: ValidationInfo) -> str | None:
     strategy = info.data.get("strategy")
     if strategy == "classifier" and file is None:
@@ -281,7 +306,7 @@ def _budgets_of_this_file(
     routes, access = info.data.get("routes"), info.data.get("access")
     if routes is None:
         return budgets
-    served = frozenset(routes) | _surroundings(info).models
+    served = frozenset(routes) | _surroundings(info).models | _surroundings(info).cascades
     tenants = {key.tenant for key in access.keys} if access else {"default"}
     for name, budget in budgets.items():
         if budget.tenant not in tenants:
@@ -318,6 +343,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Printable = Annotated[str, AfterValidator(_printable)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 ModelName = Annotated[str, AfterValidator(_known_model)]
+PlainModelName = Annotated[str, AfterValidator(_plain_model)]
 KeyVariable = Annotated[VariableName, AfterValidator(_usable_key)]
 Digest = Annotated[str, AfterValidator(_sha256)]
 Limit = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -380,9 +406,12 @@ class RuleEntry(_Section):
 
 
 class CascadeEntry(_Section):
+    models: Annotated[list[PlainModelName], Field(max_length=8), AfterValidator(_stages)]
     signal: Literal["logprob", "judge"] = "logprob"
-    judge: Annotated[ModelName | None, AfterValidator(_judge), Field(validate_default=True)] = None
-    accept_from: Share
+    judge: Annotated[PlainModelName | None, AfterValidator(_judge), Field(validate_default=True)] = None
+    accept_from: Annotated[
+        list[Share], BeforeValidator(_several), Field(min_length=1, max_length=8), AfterValidator(_ascending)
+    ] = Field(default=[0.6, 0.8, 0.9, 0.95])
 
 
 class RampEntry(_Section):
@@ -403,7 +432,7 @@ class NewcomersEntry(_Section):
 
 class RouteEntry(_Section):
     models: Annotated[list[ModelName], Field(min_length=1), AfterValidator(_distinct)]
-    strategy: Literal["bandit", "fixed", "uniform", "cascade", "classifier"] = "bandit"
+    strategy: Literal["bandit", "fixed", "uniform", "classifier"] = "bandit"
     objective: Literal["quality", "balanced", "cost"] = "balanced"
     usd_per_quality: Annotated[
         Annotated[float, Field(gt=0, le=1e6)] | None, AfterValidator(_worth), Field(validate_default=True)
@@ -420,9 +449,6 @@ class RouteEntry(_Section):
     newcomers: NewcomersEntry = Field(default_factory=NewcomersEntry)
     ramp: Annotated[RampEntry | None, AfterValidator(_ramp_of_this_route)] = None
     rules: Annotated[list[RuleEntry], AfterValidator(_rules_of_this_route)] = Field(default_factory=list)
-    cascade: Annotated[
-        CascadeEntry | None, AfterValidator(_cascade_of_this_route), Field(validate_default=True)
-    ] = None
     classifier: Annotated[
         Printable | None, AfterValidator(_classifier_of_this_route), Field(validate_default=True)
     ] = None
@@ -486,6 +512,7 @@ class FileEntry(_Section):
     """The whole file."""
 
     models: Annotated[dict[Annotated[str, AfterValidator(_model_name)], ModelEntry], Field(min_length=1)]
+    cascades: dict[Annotated[str, AfterValidator(_cascade_name)], CascadeEntry] = Field(default_factory=dict)
     routes: Annotated[dict[Annotated[str, AfterValidator(_route_name)], RouteEntry], Field(min_length=1)]
     server: ServerEntry = Field(default_factory=ServerEntry)
     access: AccessEntry | None = None

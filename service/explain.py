@@ -35,7 +35,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "resting": "it was given a rest after failures",
         "latency": "it was too likely to be late",
         "session": "the conversation stayed with the model that holds its cache",
-        "cascade": "its answer in this request was not good enough",
+        "cascade": "it is several calls, which only a gateway makes",
     }
 )
 BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utility")

@@ -88,6 +88,8 @@ class Metrics:
         self._events = self._gauge("events_folded", "Events in the posterior.", "livemax", "route")
 
     def called(self, decision_id: str, outcome: Outcome) -> None:
+        if outcome.stages:  # its calls were counted one by one
+            return
         route, model = outcome.route, outcome.model
         series = self._series.get((route, model)) or self._new_series(route, model)
         self._calls.labels(route, model, outcome.status).inc()

@@ -21,6 +21,8 @@ class Outcome:
     """One call to a model. place: the deployment called. tokens: None where nobody knows; estimated: they are a guess.
 
     latency_s: until the end; first_byte_s: until the first byte of an answer, None where none came.
+    stage_of: the cascade that the call was made for; stages: of a cascade as a whole, how many calls it took: each of them
+    is told of as well, and this is their sum.
     """
 
     status: Status
@@ -35,6 +37,8 @@ class Outcome:
     cost_usd: float | None = None
     estimated: bool = False
     error: str | None = None
+    stage_of: str | None = None
+    stages: int = 0
 
 
 class Watcher(Protocol):

@@ -38,8 +38,13 @@ class Pacers:
             )
 
     def settled(self, decision_id: str, outcome: Outcome) -> None:
-        """A call that is known to have cost nothing, or so much. Where nobody knows, the expectation stands."""
-        cost_usd = 0.0 if outcome.status in ("failed", "full", "refused") else outcome.cost_usd
+        """A call that is known to have cost nothing, or so much. Where nobody knows, the expectation stands. A cascade is
+        settled as a whole.
+        """
+        if outcome.stage_of is not None:
+            return
+        failed = outcome.status in ("failed", "full", "refused") and not outcome.stages
+        cost_usd = 0.0 if failed else outcome.cost_usd
         if cost_usd is not None:
             for pacer in self._pacers.values():
                 pacer.settled(decision_id, cost_usd)

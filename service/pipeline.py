@@ -9,7 +9,7 @@ next decision is made among the rest; every attempt is a decision of its own, wi
 
 import math
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -24,11 +24,10 @@ from bandit.types import Context, Vector
 from feedback.records import encode_record, prefix_of
 from service.access import ANYBODY, Caller
 from service.budgets import Budgets
-from service.calls import Answer, Attempt, Call, Calls, Line, Shell, Tries
-from service.cascade import judge_request, judge_score, text_of, token_confidence, without_logprobs
+from service.calls import Answer, Attempt, Bill, Call, Calls, Line, Shell, Tries
 from service.deployments import REASONS, Deployments
 from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
-from service.explain import as_stored, beliefs, explanation_of, shown
+from service.explain import CODES, as_stored, beliefs, explanation_of, shown
 from service.hedge import hedged
 from service.narrowing import narrowed
 from service.outcomes import Outcomes
@@ -38,7 +37,8 @@ from service.request import ChatRequest, parse_chat
 from service.retry_budget import RetryBudget
 from service.routes import Routes, ServedRoute, find_route
 from service.sessions import Conversation, Held, Sessions, conversation_of, with_cache
-from service.settings import Cascade, Settings
+from service.settings import Cascade, Model, Settings
+from service.signals import judge_request, judge_score, text_of, token_confidence, without_logprobs
 
 AT_FAULT: Final = frozenset({"unavailable", "resting"})  # exclusions that are no doing of the client's
 
@@ -102,19 +102,11 @@ class Pipeline:
         request = self._request(ask, caller)
         if not caller.is_retry:
             self.budget.request()
-        cascade = request.route.cascade
-        if cascade is None:
-            tried = await self._first_that_answers(request)
-            async with tried.line:
-                yield self._told(tried.answer, request)
-            return
-        async with AsyncExitStack() as stack:
-            yield self._told(await self._cascaded(request, cascade, stack), request)
-
-    def _told(self, answer: Answer, request: _Request) -> Answer:
-        answer.headers["x-router-attempts"] = str(request.tries.made)
-        answer.headers.update(request.caller.limits)
-        return answer
+        tried = await self._first_that_answers(request)
+        async with tried.line:
+            tried.answer.headers["x-router-attempts"] = str(request.tries.made)
+            tried.answer.headers.update(request.caller.limits)
+            yield tried.answer
 
     def preview(self, ask: ChatRequest, caller: Caller = ANYBODY) -> dict[str, Any]:
         """What would be decided now, and why. Nothing is called and nothing recorded. Raises ApiError."""
@@ -133,6 +125,9 @@ class Pipeline:
         request.decisions = len(without)
         for name in without:
             request.out.setdefault(name, Exclusion(name, "unavailable", "failed in this request"))
+        for name, model in request.route.models.items():
+            if model.cascade is not None:
+                request.out.setdefault(name, Exclusion(name, "cascade", CODES["cascade"]))
         attempt = self._attempt(request, None)
         try:
             call = self.calls.open(attempt)
@@ -163,10 +158,10 @@ class Pipeline:
             conversation=conversation_of(ask, caller, route.name) if route.sticks else None,
         )
 
-    async def _first_that_answers(self, request: _Request, *, logprobs: bool = False) -> _Tried:
+    async def _first_that_answers(self, request: _Request) -> _Tried:
         failure: ApiError | None = None
         while True:
-            attempt = self._attempt(request, failure, logprobs=logprobs)
+            attempt = self._attempt(request, failure)
             try:
                 tried = await self._try(request, attempt)
             except FailedError as failed:
@@ -180,7 +175,7 @@ class Pipeline:
 
     def _hold(self, request: _Request, attempt: Attempt) -> None:
         """The model that is called now holds the conversation's cache."""
-        if request.conversation is not None:
+        if request.conversation is not None and attempt.model.cascade is None:
             tokens, name = request.context.needs.tokens_in, attempt.model.arm.name
             self._sessions.hold(request.conversation.next, name, tokens, self.calls.now_s)
 
@@ -203,12 +198,14 @@ class Pipeline:
 
     async def _make(self, request: _Request, attempt: Attempt) -> _Tried:
         try:
+            if attempt.model.cascade is not None:
+                return _Tried(attempt, *await self._in_stages(request, attempt, attempt.model.cascade))
             return _Tried(attempt, *await self.calls.make(attempt, request.tries))
         except BaseException:  # cancelled by a hedge, or for its client: what was billed is settled already
             self.budgets.release(attempt.decision.decision_id)
             raise
 
-    def _attempt(self, request: _Request, failure: ApiError | None, *, logprobs: bool = False) -> Attempt:
+    def _attempt(self, request: _Request, failure: ApiError | None) -> Attempt:
         """The next decision. failure: raised where nobody is left to ask, if there was one. Raises ApiError."""
         candidates, excluded = self._candidates(request)
         if not candidates:
@@ -221,7 +218,7 @@ class Pipeline:
         request.decisions += 1
         request.asked.add(decision.arm.name)
         model = route.models[decision.arm.name]
-        return Attempt(request.ask, route, model, decision, self._shell.ticks(), logprobs)
+        return Attempt(request.ask, route, model, decision, self._shell.ticks())
 
     def _candidates(self, request: _Request) -> tuple[tuple[Arm, ...], tuple[Exclusion, ...]]:
         """The models to choose from now, and why not the others."""
@@ -353,40 +350,63 @@ class Pipeline:
             return UnavailableError(message, code="no_model_available")
         return NoEligibleModelError(request.route.name, {e.arm: e.reason for e in excluded})
 
-    async def _cascaded(self, request: _Request, cascade: Cascade, stack: AsyncExitStack) -> Answer:
-        """One model after the other, in the order listed, until an answer is good enough; else the last one's."""
-        wanted = cascade.signal == "logprob" and not request.ask.logprobs_asked
-        best: Answer | None = None
-        while True:
-            last = len(self._candidates(request)[0]) <= 1
-            try:
-                tried = await self._first_that_answers(request, logprobs=wanted and not last)
-            except ApiError:
-                if best is None:
-                    raise
-                return best  # a doubtful answer is better than none
-            if len(tried.attempt.decision.candidates) == 1:
-                await stack.enter_async_context(tried.line)
-                return tried.answer
-            async with tried.line:
-                content = await _read(tried.answer)
-            if self.outcomes.of(tried.attempt.decision.decision_id)[-1].status == "answered":
-                score = await self._signal(request, cascade, content)
-                shown_ = without_logprobs(content, stream=request.ask.stream) if wanted else content
-                best = replace(tried.answer, content=shown_)
-                if score is not None and score >= cascade.accept_from:
-                    return best
-                told = (
-                    "gave no signal"
-                    if score is None
-                    else f"scored {score:.3f}, below {cascade.accept_from:g}"
-                )
-            else:
-                told = "broke off"
-            name = tried.attempt.model.arm.name
-            request.out[name] = Exclusion(name, "cascade", f"its answer {told}")
+    async def _in_stages(self, request: _Request, attempt: Attempt, cascade: Cascade) -> tuple[Answer, Line]:
+        """A cascade's answer, as `Calls.make` gives a model's. Raises FailedError."""
+        bill = Bill(attempt)
+        try:
+            return await self._good_enough(request, cascade, bill)
+        except FailedError as failed:
+            self.calls.close(bill, "failed", failed.error.message)
+            raise
+        except BaseException:
+            self.calls.close(bill, "aborted")
+            raise
 
-    async def _signal(self, request: _Request, cascade: Cascade, content: bytes) -> float | None:
+    async def _good_enough(self, request: _Request, cascade: Cascade, bill: Bill) -> tuple[Answer, Line]:
+        """One model after the other, until an answer is good enough; else the last one's."""
+        wanted = cascade.signal == "logprob" and not request.ask.logprobs_asked
+        best: tuple[Answer, Line] | None = None
+        stages = self._stages(cascade)
+        for model in stages:
+            last = model is stages[-1]
+            stage = replace(
+                bill.attempt,
+                model=model,
+                bill=bill,
+                started=self._shell.ticks(),
+                logprobs=wanted and not last,
+                last=last,
+            )
+            try:
+                answer, line = await self.calls.make(stage, request.tries)
+            except FailedError as failed:
+                if failed.fault == "client" or (last and best is None):
+                    raise
+                continue
+            if last:
+                return answer, line
+            async with line:
+                content = await _read(answer)
+            if bill.calls[-1].status != "answered":  # it broke off
+                continue
+            score = await self._signal(request, cascade, content, bill)
+            shown_ = without_logprobs(content, stream=request.ask.stream) if wanted else content
+            best = replace(answer, content=shown_), line
+            if score is not None and score >= cascade.accept_from:
+                break
+        assert best is not None, "the last stage gives its answer, or raises where there is no other"
+        self.calls.close(bill, "answered")
+        return best  # perhaps a doubtful one, which is better than none
+
+    def _stages(self, cascade: Cascade) -> list[Model]:
+        """Those of its models that can be called now, at least one."""
+        models = [self._settings.models[name] for name in cascade.models]
+        in_use = [model for model in models if not model.withdrawn]
+        faults = self.deployments.faults([model.arm.name for model in in_use], self.calls.now_s)
+        return [model for model in in_use if model.arm.name not in faults] or in_use
+
+    async def _signal(self, request: _Request, cascade: Cascade, content: bytes, bill: Bill) -> float | None:
+        """How good that answer is, 0 to 1; None where nobody can tell."""
         stream = request.ask.stream
         if cascade.signal == "logprob" or cascade.judge is None:
             return token_confidence(content, stream=stream)
@@ -397,7 +417,10 @@ class Pipeline:
         except ApiError:
             return None  # without its judge no answer is good enough
         async with tried.line:
-            return judge_score(await _read(tried.answer))
+            score = judge_score(await _read(tried.answer))
+        judged = self.outcomes.of(tried.attempt.decision.decision_id)
+        bill.judging_usd += sum(call.cost_usd or 0.0 for call in judged)
+        return score
 
 
 def _with_headers(error: ApiError, request: _Request) -> ApiError:

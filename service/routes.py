@@ -14,7 +14,7 @@ from feedback.records import policy_tag
 from feedback.shipped import shipped_prior
 from service.errors import BadRequestError, ModelNotFoundError
 from service.extension import Extension
-from service.settings import DEFAULT_TENANT, Cascade, Model, Route, Rule, Settings
+from service.settings import DEFAULT_TENANT, Model, Route, Rule, Settings
 
 WEIGHING: Final = ("bandit", "classifier")  # strategies with an objective
 
@@ -44,10 +44,6 @@ class ServedRoute:
     @property
     def rules(self) -> tuple[Rule, ...]:
         return self.configured.rules if self.configured else ()
-
-    @property
-    def cascade(self) -> Cascade | None:
-        return self.configured.cascade if self.configured else None
 
     @property
     def hedge_after_s(self) -> float | None:
@@ -114,10 +110,15 @@ def _served(settings: Settings, learned: Mapping[str, LearnedRoute], tenant: str
     }
     direct: dict[str, ServedRoute] = {}
     for route in routes.values():
-        judges = [route.cascade.judge] if route.cascade and route.cascade.judge else []
-        for model in (*route.models, *judges):
+        for model in (*route.models, *_called_by_cascades(route)):
             direct.setdefault(model, _direct(settings.models[model], route.learned))
     return routes | direct
+
+
+def _called_by_cascades(route: ServedRoute) -> list[str]:
+    cascades = [model.cascade for model in route.models.values() if model.cascade]
+    judges = [cascade.judge for cascade in cascades if cascade.judge]
+    return [stage for cascade in cascades for stage in cascade.models] + judges
 
 
 def find_route(routes: Mapping[str, ServedRoute], name: str) -> ServedRoute:
@@ -162,7 +163,7 @@ def _policy(route: Route) -> Policy:
 
 def _strategy(route: Route) -> Policy:
     match route.strategy:
-        case "fixed" | "cascade":
+        case "fixed":
             return Fixed()
         case "uniform":
             return Uniform()

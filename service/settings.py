@@ -22,7 +22,7 @@ from feedback.budget import Budget
 
 DEFAULT_TENANT: Final = "default"  # of everybody where no key tells tenants apart
 
-StrategyName = Literal["bandit", "fixed", "uniform", "cascade", "classifier"]
+StrategyName = Literal["bandit", "fixed", "uniform", "classifier"]
 SignalName = Literal["logprob", "judge"]
 ObjectiveName = Literal["quality", "balanced", "cost"]
 PriorName = Literal["shipped", "none"]
@@ -51,6 +51,23 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True)
+class Cascade:
+    """Models that are asked one after the other, the cheapest first, until an answer is good enough; else the last one's.
+
+    models: at least two, in the order asked; none of them a cascade.
+    signal: how good an answer is: "logprob" (default; the mean probability of its tokens) or "judge" (a score by the model
+        `judge`).
+    accept_from: the signal, 0 to 1, from which on an answer is taken. In the file a number; or several, each a model of its
+        own named NAME@NUMBER, of which a route that lists NAME learns which is worth it when; default 0.6, 0.8, 0.9, 0.95.
+    """
+
+    models: tuple[str, ...]
+    signal: SignalName
+    accept_from: float
+    judge: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model that may be called.
 
@@ -63,6 +80,8 @@ class Model:
     expected_quality (0 to 1), expected_quality_ratings (default 20): what you expect of it here, a belief worth so many
         ratings; sibling: a model that the prior may know better than this one. All three stand in `arm`.
     withdrawn: it is called no more, though routes list it; what was learned of it is kept. Default false.
+    cascade: for one that stands under `cascades` in the file: the models that are called in its place. Its deployments are
+        theirs, and its listed price is what they cost if every other answer is good enough.
     """
 
     arm: Arm
@@ -70,6 +89,7 @@ class Model:
     price_usd_per_mtok_cached_in: float
     reasoning_effort: str | None = None
     withdrawn: bool = False
+    cascade: Cascade | None = None
 
     @property
     def missing_key_env(self) -> str | None:
@@ -112,19 +132,6 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Cascade:
-    """When an answer of a cheaper model is good enough, so that no dearer one is asked.
-
-    signal: "logprob" (default; the mean probability of the answer's tokens) or "judge" (a score by the model `judge`).
-    accept_from: the signal, 0 to 1, from which on an answer is taken.
-    """
-
-    signal: SignalName
-    accept_from: float
-    judge: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Ramp:
     """How far a route is switched on: `share`, 0 to 1, of its requests go where the strategy says, the others to `baseline`."""
 
@@ -145,16 +152,15 @@ class Route:
     """A named set of models with a way to choose between them: what a client sends as `model`.
 
     name: 1 to 64 of a-z 0-9 _ . -; it is part of the store's keys. Never the name of a model.
-    models: at least one, in the order listed.
-    strategy: "bandit" (default), "fixed" (the first listed that can serve), "uniform", "cascade" (one after the other
-        in the order listed, until an answer is good enough) or "classifier" (by the predicted kind of request).
+    models: at least one, in the order listed; cascades among them.
+    strategy: "bandit" (default), "fixed" (the first listed that can serve), "uniform" or "classifier" (by the predicted kind
+        of request).
     objective: "quality", "balanced" (default) or "cost".
     usd_per_quality: USD that one full point of quality (0 to 1) is worth, above 0, at most 10^6; for "balanced", and
         required when the strategy is "bandit".
     quality_floor: for "cost": how far expected quality may lie below the best model's, 0 to 1, default 0.02.
     exploration_floor: total probability spread over all eligible models, 0.0001 to 0.2, default 0.01.
     rules: narrow the choice before the strategy chooses; the first that fits the request counts.
-    cascade: required with, and only with, that strategy.
     budget_usd_per_request: for "quality": what requests may cost on average, in USD, above 0; each gateway paces its own.
     baseline: for "cost": the model that quality_floor is measured from; default: the one that is best over all traffic.
     confidence: for "cost": only models that are above the floor with this probability, 0.5 to 1, are chosen; default: none,
@@ -177,7 +183,6 @@ class Route:
     quality_floor: float
     exploration_floor: float
     rules: tuple[Rule, ...] = ()
-    cascade: Cascade | None = None
     sticky_sessions: bool = True
     hedge_after_s: float | None = None
     budget_usd_per_request: float | None = None

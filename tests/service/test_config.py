@@ -169,9 +169,11 @@ routes:
         models: [thinking]
       - models: [small]
   steps:
-    models: [small, thinking]
-    strategy: cascade
-    cascade: {signal: judge, judge: thinking, accept_from: 0.8}
+    models: [judged, sure]
+    strategy: uniform
+cascades:
+  judged: {models: [small, thinking], signal: judge, judge: thinking, accept_from: 0.8}
+  sure: {models: [small, thinking], accept_from: [0.7, 0.9]}
 access:
   keys:
     - {sha256: DIGEST, tenant: acme, max_concurrent: 4, requests_per_minute: 60}
@@ -206,7 +208,16 @@ def test_places_rules_cascades_keys_and_efforts_are_read_as_written() -> None:
         Rule("rule 2", When(), frozenset({"small"})),
     )
     assert (route.sticky_sessions, route.hedge_after_s) == (False, 2.0)
-    assert settings_.routes["steps"].cascade == Cascade("judge", 0.8, "thinking")
+    assert settings_.routes["steps"].models == ("judged", "sure@0.7", "sure@0.9")
+    judged, sure = settings_.models["judged"], settings_.models["sure@0.9"]
+    assert judged.cascade == Cascade(("small", "thinking"), "judge", 0.8, "thinking")
+    assert sure.cascade == Cascade(("small", "thinking"), "logprob", 0.9)
+    small, thinking = settings_.models["small"], settings_.models["thinking"]
+    assert judged.deployments == small.deployments + thinking.deployments
+    assert judged.arm.price_usd_per_mtok_out == (
+        small.arm.price_usd_per_mtok_out + thinking.arm.price_usd_per_mtok_out / 2
+    )
+    assert (judged.arm.images, judged.arm.json_schema) == (False, False), "it can do what both can"
     assert settings_.keys == (Key(b"\xab" * 32, "acme", 4, 60),)
     assert settings_.tenants == ("acme",)
     assert settings_.admin == AdminSettings("127.0.0.1", 0, b"\xab" * 32)
@@ -224,13 +235,19 @@ def test_places_rules_cascades_keys_and_efforts_are_read_as_written() -> None:
         ("tokens_from: 10", "tokens_form: 10", "27: routes.auto.rules[0].when.tokens_form", "did you mean 'tokens_from'"),
         ("X-Team: core", "'X Team': core", "27: routes.auto.rules[0].when.header.X Team", "name of a header"),
         ("tenant: [acme]", "tenant: [Acme]", "27: routes.auto.rules[0].when.tenant[0]", "lower-case"),
-        ("    strategy: cascade\n", "    strategy: fixed\n", "33: routes.steps.cascade", "acts only with `strategy: cascade`"),
-        ("    cascade: {signal: judge, judge: thinking, accept_from: 0.8}\n", "", "30: routes.steps.cascade", "when an answer is good enough"),
-        ("judge: thinking, ", "", "33: routes.steps.cascade.judge", "the model that judges"),
-        ("accept_from: 0.8", "accept_from: 1.8", "33: routes.steps.cascade.accept_from", "less than or equal to 1"),
-        ("{sha256: ABAB", "{sha256: sk-secret-key-in-the-file, x: ABAB", "36: access.keys[0].sha256", "never the key itself"),
-        ("port: 0, key_sha256", "port: 0, key", "37: admin.key_sha256", "required"),
-        ("max_attempts: 4", "max_attempts: 0", "38: upstream.max_attempts", "greater than or equal to 1"),
+        ("models: [judged, sure]", "models: [judged, sue]", "31: routes.steps.models[1]", "did you mean 'sure'"),
+        ("    strategy: uniform\n", "    usd_per_quality: 1\n    ramp: {baseline: sure, share: 0.5}\n", "33: routes.steps.ramp.baseline", "give it one"),
+        ("    strategy: uniform\n", "    usd_per_quality: 1\n    strategy: classifier\n    classifier: f\n", "31: routes.steps.models", "no classifier knows"),
+        ("judge: thinking, ", "", "34: cascades.judged.judge", "the model that judges"),
+        ("judge: thinking, ", "judge: sure, ", "34: cascades.judged.judge", "a cascade is made of models"),
+        ("accept_from: 0.8", "accept_from: 1.8", "34: cascades.judged.accept_from[0]", "less than or equal to 1"),
+        ("[0.7, 0.9]", "[0.9, 0.7]", "35: cascades.sure.accept_from", "ascending"),
+        ("sure: {models: [small, thinking], accept", "sure: {models: [small], accept", "35: cascades.sure.models", "at least two models"),
+        ("  sure: {models", "  small: {models", "35: cascades.small", "a model has this name too"),
+        ("signal: judge, ", "signl: judge, ", "34: cascades.judged.signl", "did you mean 'signal'"),
+        ("{sha256: ABAB", "{sha256: sk-secret-key-in-the-file, x: ABAB", "38: access.keys[0].sha256", "never the key itself"),
+        ("port: 0, key_sha256", "port: 0, key", "39: admin.key_sha256", "required"),
+        ("max_attempts: 4", "max_attempts: 0", "40: upstream.max_attempts", "greater than or equal to 1"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_deep_in_the_file_is_told_there(old: str, new: str, where: str, what: str) -> None:
@@ -242,7 +259,7 @@ def test_what_is_wrong_deep_in_the_file_is_told_there(old: str, new: str, where:
 
 def test_a_rule_can_only_narrow_the_choice_of_its_route() -> None:
     text = WIDE.replace(
-        "  steps:\n    models: [small, thinking]",
+        "  steps:\n    models: [judged, sure]",
         "  steps:\n    rules: [{models: [small]}]\n    models: [thinking]",
     )
     found = problems(text, {"KEY": "ka", "KEY_B": "kb"})
@@ -386,7 +403,7 @@ def test_every_problem_is_listed_with_its_line_its_path_and_what_would_be_right(
             "0.05\n",
             "1\nzzz: {}\n",
             "10: zzz",
-            "known: access, admin, budgets, models, routes, server, store, upstream",
+            "known: access, admin, budgets, cascades, models, routes, server, store, upstream",
         ),
     ],
 )

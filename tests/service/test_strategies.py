@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bandit.types import Needs
 from feedback.records import decode_record
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -81,14 +82,11 @@ def test_rules_narrow_and_the_bandit_chooses_among_the_rest(start_lab, scripts):
 CASCADE = (
     HEAD
     + """
-  auto:
-    models: [small, large]
-    strategy: cascade
-    cascade: {accept_from: 0.8}
-  judged:
-    models: [small, large]
-    strategy: cascade
-    cascade: {signal: judge, judge: large, accept_from: 0.7}
+  auto: {models: [thrifty], strategy: fixed}
+  judged: {models: [graded], strategy: fixed}
+cascades:
+  thrifty: {models: [small, large], accept_from: 0.8}
+  graded: {models: [small, large], signal: judge, judge: large, accept_from: 0.7}
 """
 )
 
@@ -105,6 +103,7 @@ def test_a_confident_answer_of_the_cheap_model_is_taken(start_lab, scripts):
     lab.says(small=sure(scripts, "four words it is", -0.1))
     response = lab.ask()
     assert (response.json()["model"], response.headers["x-router-attempts"]) == ("small", "1")
+    assert lab.outcomes() == [("small", "answered"), ("thrifty", "answered")]
     assert lab.upstreams.asked[0].body["logprobs"] is True
     assert "logprobs" not in response.json()["choices"][0]  # asked for on the router's own account
     assert "logprobs" in lab.ask(logprobs=True).json()["choices"][0]
@@ -116,11 +115,55 @@ def test_a_doubtful_answer_is_not_taken_and_both_calls_are_billed_and_recorded(s
     response = lab.ask()
     assert response.json()["model"] == "large"
     assert response.json()["choices"][0]["message"]["content"] == "sure"
-    assert lab.outcomes() == [("small", "answered"), ("large", "answered")]
-    (first, _), (second, explanation) = records(lab)
-    assert [(first.arm, first.attempt), (second.arm, second.attempt)] == [("small", 0), ("large", 1)]
-    assert explanation["excluded"] == {"small": "cascade"}
+    assert lab.outcomes() == [("small", "answered"), ("large", "answered"), ("thrifty", "answered")]
+    ((decided, _),) = records(lab)
+    assert decided.arm == "thrifty"
+    small, large, whole = lab.gateway.outcomes.of(response.headers["x-router-decision-id"])
+    assert (small.stage_of, large.stage_of, whole.stages) == ("thrifty", "thrifty", 2)
+    assert whole.cost_usd == small.cost_usd + large.cost_usd > 0
     assert "logprobs" not in lab.upstreams.asked[1].body
+
+
+def test_what_a_cascade_costs_and_who_is_called_is_learned_from_its_calls(start_lab, scripts):
+    lab = start_lab(CASCADE)
+    lab.says(small=sure(scripts, "a b", -0.1), large=scripts.says(200, scripts.completion("sure")))
+    for _ in range(40):  # the first answer is always good enough
+        response = lab.ask()
+    lab.tick()
+    replica = lab.gateway.learning.routes["default.auto"].replica
+    calls = replica.state.calls
+    assert (calls["small"].calls, calls["thrifty"].calls, "large" in calls) == (40, 40, False)
+    (call, whole) = lab.gateway.outcomes.of(response.headers["x-router-decision-id"])
+    arm = lab.gateway.settings.models["thrifty"].arm
+    needs = Needs(tokens_in=call.tokens_in)
+    listed = arm.cost_usd(call.tokens_in, replica.posterior.cost.tokens_out("thrifty"))
+    (expected,) = replica.posterior.cost.expected_usd([arm], needs)
+    assert whole.cost_usd == call.cost_usd < expected < 0.4 * listed, (
+        "on its way from the listed price to what it costs"
+    )
+
+
+def test_a_cascade_is_weighed_beside_its_models_and_a_rating_is_its_own(start_lab, scripts):
+    lab = start_lab(
+        HEAD
+        + """
+  auto: {models: [small, large, thrifty], usd_per_quality: 0.05}
+cascades:
+  thrifty: {models: [small, large], accept_from: [0.5, 0.9]}
+"""
+    )
+    lab.says(small=sure(scripts, "a b", -0.3), large=scripts.says(200, scripts.completion("sure")))
+    for _ in range(60):
+        response = lab.ask()
+        rated = {"decision_id": response.json()["id"], "rating": 1}
+        assert lab.client.post("/feedback", json=rated).status_code == 202
+    lab.tick()
+    rated = lab.gateway.learning.routes["default.auto"].replica.state.ratings_per_arm()
+    assert set(rated) <= {"small", "large", "thrifty@0.5", "thrifty@0.9"}
+    assert {"thrifty@0.5", "thrifty@0.9"} & set(rated)
+    told = lab.client.post("/v1/decision", json={"model": "auto", "messages": HELLO}).json()
+    assert {arm["model"] for arm in told["candidates"]} == {"small", "large", "thrifty@0.5", "thrifty@0.9"}
+    assert lab.ask("thrifty@0.9").json()["model"] == "large"
 
 
 def test_a_model_that_tells_no_probabilities_gives_no_signal(start_lab, scripts):
@@ -145,6 +188,8 @@ def test_a_stream_is_held_back_until_its_signal_is_known_and_then_comes_whole(st
     lab.says(small=doubtful, large=scripts.streams(scripts.piece("b", "stop"), scripts.DONE))
     response = lab.ask(stream=True)
     assert (response.headers["x-router-model"], '"a"' in response.text) == ("large", False)
+    lab.until(lambda: lab.outcomes()[-1] == ("thrifty", "answered"))
+    assert lab.outcomes()[-3:] == [("small", "answered"), ("large", "answered"), ("thrifty", "answered")]
 
 
 @pytest.mark.parametrize(
@@ -160,15 +205,28 @@ def test_a_judge_is_shown_question_and_answer_and_its_grade_counts(start_lab, sc
     judged = lab.upstreams.asked[1].body["messages"]
     assert "hi" in judged[1]["content"]
     assert "the answer" in judged[1]["content"]
-    assert lab.outcomes()[:2] == [("small", "answered"), ("large", "answered")]
+    judging = [o for kept in lab.gateway.outcomes._kept.values() for o in kept if o.route == "large"]
+    assert [(o.model, o.status, o.stage_of) for o in judging] == [("large", "answered", None)], (
+        "billed on its own"
+    )
 
 
 def test_a_doubtful_answer_is_better_than_none(start_lab, scripts):
     lab = start_lab(CASCADE)
     lab.says(small=sure(scripts, "a b", -1.0), large=scripts.fails(500))
     assert lab.ask().json()["model"] == "small"
+    assert lab.outcomes() == [("small", "answered"), ("large", "failed"), ("thrifty", "answered")]
     lab.says(small=scripts.fails(500))
     assert lab.ask().status_code == 500
+    assert lab.outcomes()[-3:] == [("small", "failed"), ("large", "failed"), ("thrifty", "failed")]
+
+
+def test_a_cascade_whose_first_model_fails_goes_on_with_the_next(start_lab, scripts):
+    lab = start_lab(CASCADE)
+    lab.says(small=scripts.fails(500), large=scripts.says(200, scripts.completion("sure")))
+    assert lab.ask().json()["model"] == "large"
+    lab.says(small=scripts.fails(400))
+    assert lab.ask().status_code == 400, "the request's own fault is no other model's business"
 
 
 STICKY = (

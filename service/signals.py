@@ -1,8 +1,8 @@
-"""A cascade: the cheapest model answers first, and a dearer one is asked only where that answer is not good enough.
+"""Cascades: the cheapest model answers first, and a dearer one is asked only where that answer is not good enough.
 
 How good it is, is told by a signal from 0 to 1: the mean probability that the model gave to the tokens of its own answer,
-or the score that a judge model gives. Every step is a decision of its own, billed and logged; an answer is held back until
-its signal is known, so a stream begins late on all but the last step.
+or the score that a judge model gives. Every call is billed and told of; an answer is held back until its signal is known, so
+a stream begins late with all but the last model. To the policy a cascade is an arm like any other (service.cascades).
 """
 
 import re
