@@ -389,12 +389,12 @@ class Calls:
             recorder.called(arm.name, CallStatistics(failures=1))
         if status != "answered" or total.cost_usd is None or total.first_byte_s is None:
             return
-        context = attempt.decision.context
+        context, answered = attempt.decision.context, bill.calls[-1]
         answer = Answered(
             x=context.x,
-            tokens_in=bill.calls[-1].tokens_in,
+            tokens_in=answered.tokens_in,
             tokens_in_estimated=context.needs.tokens_in,
-            tokens_out=bill.calls[-1].tokens_out,
+            tokens_out=answered.tokens_out,
             first_byte_s=total.first_byte_s,
             latency_s=total.latency_s,
             at=self._shell.now(),
@@ -402,7 +402,7 @@ class Calls:
         recorder.answered(arm.name, answer)
         charged = CallStatistics.charged(
             round(1e9 * (total.cost_usd + bill.judging_usd)),
-            listed_in_nano_usd=round(1e3 * context.needs.tokens_in * arm.price_usd_per_mtok_in),
+            listed_in_nano_usd=round(1e3 * (answered.tokens_in or 0) * arm.price_usd_per_mtok_in),
             listed_out_nano_usd_per_token=round(1e3 * arm.price_usd_per_mtok_out),
         )
         recorder.called(arm.name, charged)
