@@ -17,6 +17,7 @@ from simulations import (
     bench_gateway,
     bench_quality,
     bench_store,
+    conversations,
     demo,
     drift,
     fit_classifier,
@@ -95,7 +96,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_pacing(commands.add_parser("pacing", help="a budget held in orders of requests that mean it ill"))
     _add_strategies(commands.add_parser("strategies", help="every strategy of a route on recorded outcomes"))
+    _add_conversations(
+        commands.add_parser("conversations", help="what staying with a model saves, through the real gateway")
+    )
     return parser
+
+
+def _add_conversations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--conversations", type=_positive, default=200, metavar="N")
+    parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="draws of the conversations")
+    parser.set_defaults(run=conversations.run)
 
 
 def _add_strategies(parser: argparse.ArgumentParser) -> None:

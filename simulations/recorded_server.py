@@ -1,7 +1,8 @@
 """A server that plays the recorded models in the OpenAI protocol: `python -m simulations.recorded_server --data wheel`.
 
 A recorded prompt gets its recorded outcome; any other prompt gets that of the nearest recorded one, and the answer says so.
-The text is the recorded response where the source has one, else a sentence that says that it has none.
+The text is the recorded response where the source has one, else a sentence that says that it has none. What stands before
+the last question is billed too, and cached as providers do it: what the same model was asked before, if it is long enough.
 
     latency = (0.2 s + tokens_out / (60 per s)) / time_scale        of a stream: 0.2 s before the first chunk
 """
@@ -11,7 +12,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
@@ -32,29 +33,33 @@ TOKENS_TIMED_MAX: Final = (
     16_384  # an arm metered in nano-dollars counts money as tokens: nobody waits for those
 )
 CHUNKS_MAX: Final = 20
+CHARS_PER_TOKEN: Final = 4
+CACHED_TOKENS_MIN: Final = 1024  # a shorter beginning is not kept by any provider
 
 Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One answer as it was recorded: its text, its tokens, and its latency in seconds, unscaled."""
+    """One answer as it was recorded: its text, its tokens, and its latency in seconds, unscaled. cached: of tokens_in."""
 
     model: str
     text: str
     tokens_in: int
     tokens_out: int
+    cached: int = 0
 
     @property
     def latency_s(self) -> float:
         return FIRST_TOKEN_S + min(self.tokens_out, TOKENS_TIMED_MAX) / TOKENS_PER_S
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.tokens_in,
             "completion_tokens": self.tokens_out,
             "total_tokens": self.tokens_in + self.tokens_out,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         }
 
 
@@ -66,11 +71,31 @@ class RequestError(ValueError):
         self.status, self.param, self.code = status, param, code
 
 
+class PromptCache:
+    """What each model was asked before, by the beginning that a later request may share."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, int]] = set()
+
+    def cached_chars(self, model: str, messages: Sequence[dict[str, Any]]) -> int:
+        """Of the longest beginning of these messages that the model was asked before; all of them are kept."""
+        cached = chars = 0
+        beginning = 0
+        for message in messages:
+            beginning = hash((beginning, message.get("role"), str(message.get("content"))))
+            chars += len(str(message.get("content")))
+            if (model, beginning) in self._known:
+                cached = chars
+            self._known.add((model, beginning))
+        return cached
+
+
 class RecordedModels:
     """Finds the recorded answer to a request."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
+        self._cache = PromptCache()
         self._rows = {prompt.text: row for row, prompt in enumerate(dataset.prompts)}
         self._nearest = NearestPrompt([prompt.text for prompt in dataset.prompts])
 
@@ -88,7 +113,18 @@ class RecordedModels:
         if row is None:
             row = self._nearest.row(text)
             label = f"[nearest recorded prompt: {self.dataset.prompts[row].prompt_id}] "
-        return self._recorded(row, str(model), label), asked
+        return self._in_its_place(self._recorded(row, str(model), label), asked["messages"]), asked
+
+    def _in_its_place(self, recorded: Recorded, messages: Sequence[dict[str, Any]]) -> Recorded:
+        """With what stands before the question."""
+        cached = self._cache.cached_chars(recorded.model, messages) // CHARS_PER_TOKEN
+        before = sum(len(str(message.get("content"))) for message in messages[:-1]) // CHARS_PER_TOKEN
+        tokens_in = recorded.tokens_in + before
+        return replace(
+            recorded,
+            tokens_in=tokens_in,
+            cached=min(cached, tokens_in) if cached >= CACHED_TOKENS_MIN else 0,
+        )
 
     def _recorded(self, row: int, model: str, label: str) -> Recorded:
         column, prompt = self.dataset.column(model), self.dataset.prompts[row]

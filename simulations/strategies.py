@@ -2,7 +2,8 @@
 
 Half of the prompts, drawn by a seed, is what an operator knows beforehand: from it come the single model, the rules (the
 best model of each task), the classifier and the cascade's pair and threshold. All play the other half. The learned strategy
-knows nothing beforehand and pays for learning on that half; it is told the rating of each answer, the others need none.
+knows nothing beforehand and pays for learning on that half; it is told the rating of each answer, the others need none. The
+last one learns with the same pair's cascades among its arms, one for each of CASCADE_THRESHOLDS, and so finds its threshold.
 
 No pool records a confidence, so the cascade's judge is simulated: the recorded quality of the cheap answer plus normal noise
 of sd JUDGE_SD, cut to [0, 1]. Both calls are billed, the judge is not. Overhead is the median time of a decision, times the
@@ -13,12 +14,13 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bandit.arms import Arm
 from bandit.classifier import Classified
 from bandit.newcomers import Newcomers
 from bandit.policy import Fixed, Thompson
@@ -28,11 +30,13 @@ from simulations.fit_classifier import FAMILY_MIN, fitted
 from simulations.learner import Contestant, Learner
 from simulations.metrics import Goal, best_fixed, goal_for
 from simulations.player import Choice, Lesson, Player, Request
-from simulations.stream import play
+from simulations.stream import Step, play
 from simulations.world import Facts, contexts_of, recorded_world
 
 JUDGE_SD: Final = 0.2
 THRESHOLDS: Final = np.linspace(0.0, 1.0, 21)
+CASCADE_THRESHOLDS: Final = (0.6, 0.8, 0.9, 0.95)  # of a cascade whose configuration gives none
+CASCADE: Final = "cascade"
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -102,11 +106,15 @@ def compared(data: Dataset, goal: Goal, *, seed: int, limit: int) -> dict[str, O
     played = {strategy: _played(stream, player) for strategy, player in players.items()}
     cascade = fitted_cascade(known, goal, np.random.default_rng([seed, 6]))
     decide_us = played["single"].overhead_us
-    played["cascade"] = cascaded(stream, cascade, np.random.default_rng([seed, 7]), decide_us)
+    score = judged(stream.quality[:, cascade.cheap], np.random.default_rng([seed, 7]))
+    played["cascade"] = cascaded(stream, cascade, score, decide_us)
+    wider = with_cascades(stream, cascade, score)
+    arms = router(objective, None, wider.arms)
+    played["learned, cascades"] = _played(wider, Learner(arms, Facts(), stream=name), score)
     return {strategy: played[strategy] for strategy in STRATEGIES}
 
 
-STRATEGIES: Final = ("single", "rules", "classifier", "cascade", "learned")
+STRATEGIES: Final = ("single", "rules", "classifier", "cascade", "learned", "learned, cascades")
 
 
 def best_by_task(known: Dataset, goal: Goal) -> dict[str, str]:
@@ -158,23 +166,57 @@ def answers(data: Dataset, cascade: FittedCascade, score: Floats) -> tuple[Float
     return quality, cost, 1.0 + escalated
 
 
-def cascaded(stream: Dataset, cascade: FittedCascade, rng: np.random.Generator, decide_us: float) -> Outcome:
-    score = judged(stream.quality[:, cascade.cheap], rng)
+def with_cascades(stream: Dataset, cascade: FittedCascade, score: Floats) -> Dataset:
+    """The same prompts with one more arm for each threshold, priced as the gateway prices a cascade."""
+    cheap, dear = stream.arms[cascade.cheap], stream.arms[cascade.dear]
+    arms, columns = (
+        list(stream.arms),
+        [[stream.quality, stream.cost_usd, stream.tokens_in, stream.tokens_out]],
+    )
+    for accept_from in CASCADE_THRESHOLDS:
+        own = FittedCascade(cascade.cheap, cascade.dear, accept_from)
+        quality, cost, calls = answers(stream, own, score)
+        answered = np.where(calls > 1, cascade.dear, cascade.cheap)[:, None]
+        tokens = [np.take_along_axis(t, answered, axis=1) for t in (stream.tokens_in, stream.tokens_out)]
+        columns.append([quality[:, None], cost[:, None], *tokens])
+        price_in = cheap.price_usd_per_mtok_in + dear.price_usd_per_mtok_in / 2
+        price_out = cheap.price_usd_per_mtok_out + dear.price_usd_per_mtok_out / 2
+        arms.append(Arm(f"{CASCADE}@{accept_from:g}", price_in, price_out))
+    quality, cost, tokens_in, tokens_out = (np.hstack(parts) for parts in zip(*columns, strict=True))
+    return replace(
+        stream,
+        arms=tuple(arms),
+        quality=quality,
+        cost_usd=cost,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+    )
+
+
+def cascaded(stream: Dataset, cascade: FittedCascade, score: Floats, decide_us: float) -> Outcome:
     quality, cost, calls = answers(stream, cascade, score)
     return Outcome(
         float(quality.mean()), float(cost.mean()), float(calls.mean()), decide_us * float(calls.mean())
     )
 
 
-def _played(stream: Dataset, player: Player) -> Outcome:
+def _played(stream: Dataset, player: Player, score: Floats | None = None) -> Outcome:
+    """score: what the judge says of the cheap answers, where cascades are among the arms."""
     world = recorded_world(stream, np.arange(len(stream.prompts)))
     steps = list(play(world, contexts_of(stream.prompts, Facts()), player))
     return Outcome(
         quality=float(np.mean([step.quality for step in steps])),
         cost_usd=float(np.mean([step.cost_usd for step in steps])),
-        calls=1.0,
+        calls=float(np.mean([_calls(step, score) for step in steps])),
         overhead_us=float(np.median([step.choice_ns for step in steps])) / 1e3,
     )
+
+
+def _calls(step: Step, score: Floats | None) -> float:
+    name, _, accept_from = step.choice.arm.partition("@")
+    if name != CASCADE or score is None:
+        return 1.0
+    return 2.0 if score[step.row] < float(accept_from) else 1.0
 
 
 def table(data: Dataset, goal: Goal, seeds: Sequence[Mapping[str, Outcome]]) -> str:

@@ -7,12 +7,14 @@ from simulations import strategies
 from simulations.__main__ import main
 from simulations.metrics import Goal
 from simulations.strategies import (
+    CASCADE_THRESHOLDS,
     STRATEGIES,
     FittedCascade,
     answers,
     best_by_task,
     compared,
     fitted_cascade,
+    with_cascades,
 )
 
 GOAL = Goal("balanced", 0.02, 0.0)
@@ -33,6 +35,19 @@ def test_a_fitted_cascade_is_worth_at_least_its_cheapest_model_where_it_was_fitt
     assert 0 < cascade.accept_from < 1  # the small model fails at code, and the judge sees it
 
 
+def test_cascades_among_the_arms_are_what_they_would_have_been(outcomes):
+    data = outcomes(50)
+    score = np.random.default_rng(2).uniform(size=50)
+    wider = with_cascades(data, FittedCascade(0, 2, 0.5), score)
+    for n, accept_from in enumerate(CASCADE_THRESHOLDS):
+        quality, cost, _ = answers(data, FittedCascade(0, 2, accept_from), score)
+        column = wider.column(f"cascade@{accept_from:g}")
+        assert column == len(data.arms) + n
+        assert (wider.quality[:, column] == quality).all()
+        assert (wider.cost_usd[:, column] == cost).all()
+    assert (wider.quality[:, : len(data.arms)] == data.quality).all()
+
+
 def test_rules_name_the_best_model_of_each_task(outcomes):
     data = outcomes(400)
     found = best_by_task(data, GOAL)
@@ -48,6 +63,7 @@ def test_where_tasks_decide_rules_and_classifier_beat_the_single_model(outcomes)
     assert worth["rules"] > worth["single"] + 0.01
     assert worth["classifier"] > worth["single"] + 0.01
     assert found["cascade"].calls > 1.0
+    assert 1.0 < found["learned, cascades"].calls < 2.0
 
 
 def test_a_strategy_fitted_beforehand_is_the_same_whatever_happens_on_the_stream(outcomes):
