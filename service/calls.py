@@ -106,7 +106,7 @@ class Bill:
             tokens_in=sum(call.tokens_in or 0 for call in self.calls),
             tokens_out=sum(call.tokens_out or 0 for call in self.calls),
             tokens_cached=sum(call.tokens_cached for call in self.calls),
-            cost_usd=sum(costs) if costs else None,
+            cost_usd=sum(costs) if costs or not self.calls else None,
             estimated=any(call.estimated for call in self.calls),
             error=error,
             stages=len(self.calls),

@@ -2,7 +2,8 @@
 
     outlier  <=>  failures / calls >= max(SHARE_MIN, FACTOR x that of all other places together, the broken ones aside)
 
-Calls are counted over a window of WINDOW_S to 2 WINDOW_S; fewer than CALLS_MIN say nothing. Where everybody fails alike
+Calls are counted over a window of WINDOW_S to 2 WINDOW_S, or of WINDOW_CALLS to twice as many where that is sooner, so that
+a long good record does not hide what fails now; fewer than CALLS_MIN say nothing. Where everybody fails alike
 nobody is an outlier, and at most half of the places are left out at once. Pure: the clock comes in as an argument.
 """
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 WINDOW_S: Final = 15.0
+WINDOW_CALLS: Final = 40
 CALLS_MIN: Final = 10
 SHARE_MIN: Final = 0.15
 FACTOR: Final = 3.0
@@ -66,7 +68,7 @@ class Record:
         self._before = self._current = NOTHING
 
     def _turn(self, now_s: float) -> None:
-        if now_s < self._window_ends_s:
+        if now_s < self._window_ends_s and self._current.calls < WINDOW_CALLS:
             return
         idle = now_s >= self._window_ends_s + WINDOW_S
         self._before, self._current = (NOTHING if idle else self._current), NOTHING

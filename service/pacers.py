@@ -43,8 +43,9 @@ class Pacers:
         """
         if outcome.stage_of is not None:
             return
-        failed = outcome.status in ("failed", "full", "refused") and not outcome.stages
-        cost_usd = 0.0 if failed else outcome.cost_usd
+        cost_usd = outcome.cost_usd
+        if outcome.status in ("failed", "full", "refused"):
+            cost_usd = (cost_usd or 0.0) if outcome.stages else 0.0
         if cost_usd is not None:
             for pacer in self._pacers.values():
                 pacer.settled(decision_id, cost_usd)

@@ -24,6 +24,7 @@ from simulations import (
     fit_prior,
     fit_words,
     fleet,
+    outage,
     pacing,
     paretobandit_compare,
     paretobandit_tables,
@@ -99,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_conversations(
         commands.add_parser("conversations", help="what staying with a model saves, through the real gateway")
     )
+    commands.add_parser(
+        "outage", help="a flaky and a frozen model: what clients notice of it, through the real gateway"
+    ).set_defaults(run=outage.run)
     return parser
 
 

@@ -5,10 +5,14 @@ The text is the recorded response where the source has one, else a sentence that
 the last question is billed too, and cached as providers do it: what the same model was asked before, if it is long enough.
 
     latency = (0.2 s + tokens_out / (60 per s)) / time_scale        of a stream: 0.2 s before the first chunk
+
+Models fall ill by `PUT /illness` with {"MODEL": {"fails": 0.3}} (that share of its calls ends with 500) or
+{"MODEL": {"frozen": true}} (no call of it ever ends), and are well again by a PUT that does not name them.
 """
 
 import argparse
 import asyncio
+import random
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -137,13 +141,24 @@ class RecordedModels:
 
 def create_app(dataset: Dataset, *, time_scale: float, sleep: Sleep = asyncio.sleep) -> Starlette:
     models = RecordedModels(dataset)
-    numbers = count(1)
+    numbers, dice = count(1), random.Random(0)  # noqa: S311 - no secret
+    ill: dict[str, dict[str, Any]] = {}
+
+    async def falls_ill(request: Request) -> Response:
+        ill.clear()
+        ill.update(orjson.loads(await request.body()))
+        return _json(ill)
 
     async def chat(request: Request) -> Response:
         try:
             answer, asked = models.answer(await request.body())
         except RequestError as error:
             return _error(error)
+        illness = ill.get(answer.model, {})
+        if illness.get("frozen"):
+            await asyncio.Event().wait()
+        if dice.random() < illness.get("fails", 0.0):
+            return _error(RequestError(500, f"{answer.model} is ill"))
         head = {
             "id": f"chatcmpl-recorded-{next(numbers)}",
             "created": int(time.time()),
@@ -171,6 +186,7 @@ def create_app(dataset: Dataset, *, time_scale: float, sleep: Sleep = asyncio.sl
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", list_models),
+            Route("/illness", falls_ill, methods=["PUT"]),
             Route("/healthz", live),
         ]
     )

@@ -96,6 +96,11 @@ def test_one_request_may_weigh_otherwise(start_lab, scripts, tmp_path):
         ("sums: 0.1", "poems: 0.1", "mine has a quality for 'poems'; known: code, sums"),
         ("    usd_per_quality: 0.5\n", "", "worth in USD"),
         ("sums: 0.1", "sums: 7", "models.mine.quality.sums"),
+        (
+            "    usd_per_quality: 0.5\n",
+            "    usd_per_quality: 0.5\n    prior: none\n",
+            "11: routes.auto.prior: acts only with",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_what_would_be_right(tmp_path, old, new, told):

@@ -6,6 +6,7 @@ from service.outliers import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     NOTHING,
+    WINDOW_CALLS,
     WINDOW_S,
     Record,
     Tally,
@@ -45,6 +46,15 @@ def test_calls_count_for_one_window_to_two():
     assert record.tally(WINDOW_S + 1) == Tally(2, 1)
     assert record.tally(2 * WINDOW_S) == Tally(1, 0)
     assert record.tally(10 * WINDOW_S) == NOTHING
+
+
+def test_a_long_good_record_does_not_hide_what_fails_now():
+    busy = Record()
+    for _ in range(1000):
+        busy.add(0.0, failed=False)
+    for n in range(WINDOW_CALLS):
+        busy.add(0.1, failed=n % 3 == 0)
+    assert is_outlier(busy.tally(0.1), Tally(100, 0))
 
 
 def test_who_is_left_out_again_soon_is_left_out_longer_and_forgiven_after_good_times():

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.retry_budget import RESERVE, TRICKLE_PER_S, RetryBudget
+from service.retry_budget import RESERVE, SAVED_MAX, TRICKLE_PER_S, RetryBudget
 
 events = st.lists(st.tuples(st.sampled_from(["request", "again"]), st.floats(0, 0.5)), max_size=300)
 
@@ -27,6 +27,13 @@ def test_in_an_outage_of_everything_a_tenth_of_the_requests_is_tried_again(reque
         further += budget.take(0.0)
     assert abs(further - (RESERVE + requests / 10)) <= RESERVE
     assert budget.denied == requests - further
+
+
+def test_good_times_save_up_for_the_first_second_of_an_outage():
+    budget = RetryBudget(0.1, now_s=0.0)
+    for _ in range(10_000):
+        budget.request()
+    assert sum(budget.take(0.0) for _ in range(1000)) == SAVED_MAX
 
 
 def test_a_quiet_gateway_may_try_again_after_a_while():

@@ -2,6 +2,7 @@
 
 import json
 
+import httpx
 import pytest
 
 from bandit.types import Needs
@@ -141,6 +142,30 @@ def test_what_a_cascade_costs_and_who_is_called_is_learned_from_its_calls(start_
     assert whole.cost_usd == call.cost_usd < expected < 0.4 * listed, (
         "on its way from the listed price to what it costs"
     )
+
+
+def test_a_budget_is_billed_all_calls_of_a_cascade_at_once(start_lab, scripts):
+    lab = start_lab(CASCADE + "budgets: {all: {usd: 10, lease_usd: 5}}\n")
+    lab.tick()
+    lab.says(small=sure(scripts, "a b", -1.0), large=scripts.says(200, scripts.completion("sure")))
+    whole = lab.gateway.outcomes.of(lab.ask().headers["x-router-decision-id"])[-1]
+    lab.says(small=scripts.fails(500), large=scripts.fails(500))
+    assert lab.ask().status_code == 500
+    lab.tick()
+    lab.tick()
+    told = lab.gateway.budgets.told()["all"]
+    assert told["spent_usd"] == pytest.approx(whole.cost_usd)
+
+
+def test_a_client_that_leaves_a_cascade_is_billed_what_was_produced(start_lab, scripts):
+    lab = start_lab(CASCADE)
+    lab.says(small=sure(scripts, "a b", -1.0), large=scripts.silent())
+    with pytest.raises(httpx.TimeoutException):
+        lab.client.post("/v1/chat/completions", json={"model": "auto", "messages": HELLO}, timeout=0.5)
+    lab.until(lambda: lab.outcomes()[-1][0] == "thrifty")
+    assert lab.outcomes() == [("small", "answered"), ("large", "aborted"), ("thrifty", "aborted")]
+    small, _, whole = next(iter(lab.gateway.outcomes._kept.values()))
+    assert whole.cost_usd >= small.cost_usd > 0
 
 
 def test_a_cascade_is_weighed_beside_its_models_and_a_rating_is_its_own(start_lab, scripts):
