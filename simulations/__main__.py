@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_conversations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", metavar="DIR", nargs="?", default="wheel", help='a folder of recorded outcomes, or "wheel"'
+    )
     parser.add_argument("--conversations", type=_positive, default=200, metavar="N")
     parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="draws of the conversations")
     parser.set_defaults(run=conversations.run)

@@ -1,9 +1,9 @@
-"""`python -m simulations conversations`: what staying with a model saves where it bills its cached prompt for less.
+"""`python -m simulations conversations [DIR]`: what staying with a model saves where it bills its cached prompt for less.
 
 Conversations of TURNS recorded prompts of one task, behind a system prompt of SYSTEM_TOKENS, go through the real gateway,
-once with `sticky_sessions` and once without, each from a cold start, and every answer is rated by its recorded quality. The
-recorded models bill what stands before a question, cached where they have seen it. Prices are the providers' own, in USD per
-million tokens; of these three models one has a price for cached tokens.
+once with `sticky_sessions` and once without. Every answer is rated by its recorded quality; each gateway has first learned from all
+prompts that stand in no conversation, so that the luck of a cold start is not what is measured. The recorded models bill what stands before a question, cached where they have seen it. Prices are the providers' own; a model
+that stands not in PRICE_CACHED bills cached tokens like any others.
 """
 
 import argparse
@@ -25,8 +25,18 @@ from simulations.fleet import Plan, gateway_process, recorded_models, write_conf
 
 TURNS: Final = 8
 SYSTEM_TOKENS: Final = 2000
-SYSTEM: Final = "rule " * SYSTEM_TOKENS  # some 2,500 tokens at four characters each
-PRICE_CACHED: Final[Mapping[str, float]] = {"gemini-2.5-pro": 0.125}
+SYSTEM: Final = (
+    "Conversation {number}. " + "rule " * SYSTEM_TOKENS
+)  # some 2,500 tokens at four characters each
+PRICE_CACHED: Final[Mapping[str, float]] = {  # USD per million tokens read from the cache
+    "claude-3-5-sonnet-20240620": 0.3,
+    "claude-3-haiku-20240307": 0.03,
+    "claude-3-opus-20240229": 1.5,
+    "gemini-1.5-flash": 0.01875,
+    "gemini-1.5-pro": 0.875,
+    "gemini-2.5-pro": 0.125,
+    "gpt-4o-mini-2024-07-18": 0.075,
+}
 USD_PER_QUALITY: Final = 0.1
 AT_A_TIME: Final = 8
 
@@ -53,13 +63,13 @@ class _Turn:
 
 
 def run(options: argparse.Namespace) -> None:
-    dataset = load(WHEEL)
+    dataset = load(options.data)
     played: dict[bool, list[Played]] = {True: [], False: []}
     for seed in range(options.seeds):
         chosen = conversations_of(dataset, options.conversations, np.random.default_rng(seed))
         for sticky, runs in played.items():
-            runs.append(play(dataset, chosen, sticky=sticky))
-    print(table(played, options.conversations))
+            runs.append(play(dataset, chosen, sticky=sticky, data=options.data))
+    print(f"{dataset.name}: {table(played, options.conversations)}")
 
 
 def conversations_of(dataset: Dataset, count: int, rng: np.random.Generator) -> list[list[int]]:
@@ -71,12 +81,14 @@ def conversations_of(dataset: Dataset, count: int, rng: np.random.Generator) -> 
     return [all_[k] for k in rng.permutation(len(all_))[:count]]
 
 
-def play(dataset: Dataset, conversations: Sequence[Sequence[int]], *, sticky: bool) -> Played:
-    """All of them through a gateway of their own."""
+def play(
+    dataset: Dataset, conversations: Sequence[Sequence[int]], *, sticky: bool, data: str = WHEEL
+) -> Played:
+    """All of them through a gateway of their own. data: where the dataset is from."""
     with TemporaryDirectory(prefix="conversations-") as name:
         folder = Path(name)
-        with recorded_models(Plan(folder, time_scale=10_000.0)) as models:
-            config = _configured(write_config(folder, models), sticky=sticky)
+        with recorded_models(Plan(folder, data=data, time_scale=10_000.0)) as models:
+            config = _configured(write_config(folder, models, data), sticky=sticky)
             with gateway_process(folder, config) as (_, url):
                 turns = asyncio.run(_all(url, dataset, conversations, _prices(config)))
     later = [(one, other) for talk in turns for one, other in pairwise(talk)]
@@ -91,8 +103,8 @@ def play(dataset: Dataset, conversations: Sequence[Sequence[int]], *, sticky: bo
 
 def _configured(config: Path, *, sticky: bool) -> Path:
     told: dict[str, Any] = yaml.safe_load(config.read_text())
-    for name, price in PRICE_CACHED.items():
-        told["models"][name]["price_usd_per_mtok_cached_in"] = price
+    for name in PRICE_CACHED.keys() & told["models"].keys():
+        told["models"][name]["price_usd_per_mtok_cached_in"] = PRICE_CACHED[name]
     told["routes"]["auto"] |= {"sticky_sessions": sticky, "usd_per_quality": USD_PER_QUALITY}
     config.write_text(yaml.safe_dump(told, sort_keys=False))
     return config
@@ -117,16 +129,24 @@ async def _all(
     conversations: Sequence[Sequence[int]],
     prices: Mapping[str, tuple[float, float, float]],
 ) -> list[list[_Turn]]:
-    waiting, talks = iter(enumerate(conversations)), list[list[_Turn]]()
-    async with httpx.AsyncClient(base_url=url, timeout=60.0) as client, asyncio.TaskGroup() as group:
+    known = set(range(len(dataset.prompts))) - {row for rows in conversations for row in rows}
+    async with httpx.AsyncClient(base_url=url, timeout=60.0) as client:
 
-        async def talk() -> None:
-            for number, rows in waiting:
-                talks.append(await _conversation(client, dataset, rows, prices, number))
+        async def talks(of: Sequence[Sequence[int]], system: str) -> list[list[_Turn]]:
+            waiting, held = iter(enumerate(of)), list[list[_Turn]]()
 
-        for _ in range(AT_A_TIME):
-            group.create_task(talk())
-    return talks
+            async def talk() -> None:
+                for number, rows in waiting:
+                    told = system.format(number=number)
+                    held.append(await _conversation(client, dataset, rows, prices, told))
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_A_TIME):
+                    group.create_task(talk())
+            return held
+
+        await talks([[row] for row in sorted(known)], "Answer.")
+        return await talks(conversations, SYSTEM)
 
 
 async def _conversation(
@@ -134,9 +154,9 @@ async def _conversation(
     dataset: Dataset,
     rows: Sequence[int],
     prices: Mapping[str, tuple[float, float, float]],
-    number: int,
+    system: str,
 ) -> list[_Turn]:
-    messages: list[dict[str, Any]] = [{"role": "system", "content": f"Conversation {number}. {SYSTEM}"}]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
     turns = []
     for row in rows:
         prompt = dataset.prompts[row]
@@ -159,19 +179,24 @@ def _turn(reply: Mapping[str, Any], quality: float, price: tuple[float, float, f
     return _Turn(reply["model"], usd, quality, tokens_in, cached)
 
 
+def _spread(values: Sequence[float], digits: int) -> str:
+    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+
+
 def table(played: Mapping[bool, Sequence[Played]], conversations: int) -> str:
     """Markdown: means over seeds, with their standard deviation, and what staying saves run by run."""
     runs = len(played[True])
     lines = [
         f"{conversations} conversations of {TURNS} turns, seeds: {runs}; a point of quality is worth {USD_PER_QUALITY / 100:g} USD",
         "",
-        "| sticky_sessions | USD/1,000 turns | quality | turns that changed the model | prompt tokens cached |",
-        "|---|---|---|---|---|",
+        "| sticky_sessions | USD/1,000 turns | quality | utility | turns that changed the model | prompt tokens cached |",
+        "|---|---|---|---|---|---|",
     ]
     for sticky, own in played.items():
         usd, quality = [1000 * run.usd for run in own], [run.quality for run in own]
+        utility = [run.quality - run.usd / USD_PER_QUALITY for run in own]
         lines.append(
-            f"| {str(sticky).lower()} | {np.mean(usd):.3f} ± {np.std(usd):.3f} | {np.mean(quality):.4f} ± {np.std(quality):.4f} "
+            f"| {str(sticky).lower()} | {_spread(usd, 3)} | {_spread(quality, 4)} | {_spread(utility, 4)} "
             f"| {np.mean([run.changes for run in own]):.1%} | {np.mean([run.cached for run in own]):.1%} |"
         )
     pairs = list(zip(played[True], played[False], strict=True))
