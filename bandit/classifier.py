@@ -10,7 +10,7 @@ beside `bandit.quality`: policy, objective, propensities and exploration floor a
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -125,6 +125,12 @@ class Classified:
             raise ValueError(f"the classifier is for {fitted} features, the vectors have {d}: fit it anew")
         rows = {name: np.array(row) for name, row in zip(self.arms, self.quality, strict=True)}
         return ClassifiedPosterior(self.classifier, rows, NOISE_VARIANCE)
+
+    def steps(
+        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
+    ) -> Iterator[None]:
+        """None: it is quickly done."""
+        return iter(())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

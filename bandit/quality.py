@@ -24,7 +24,7 @@ learned too, by evidence, as one factor for all arms on each of two things: how 
     log p(ratings) = -1/2 (sum_a log |B_a| / |D_a| + log |S| / |P|) - (nu + n) / 2 log(nu s0 + scatter) + const
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from operator import attrgetter
@@ -94,6 +94,12 @@ class QualityModel(Protocol):
         """
         ...
 
+    def steps(
+        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
+    ) -> Iterator[None]:
+        """Most of the work of the `fit` that follows, in pieces of less than a millisecond, for who has else to do."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
@@ -128,33 +134,47 @@ class SharedBaseline:
         entry_prices: Mapping[str, float] | None = None,
     ) -> "SharedBaselinePosterior":
         """The posterior given each arm's statistics; see QualityModel."""
+        prior, arms, choices = self._choices(ratings, d, entry_prices or {})
+        told = tuple(ratings.values())
+        arrows = [
+            _arrow(prior, priors, self._all_blocks(priors, ratings, arms), told, lacking)
+            for priors, lacking in choices
+        ]
+        best = max(arrows, key=attrgetter("log_evidence"))
+        return best.posterior({arm.name: k for k, arm in enumerate(arms)}, _typical_x(told, prior.typical_x))
+
+    def steps(
+        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
+    ) -> Iterator[None]:
+        """Arm by arm; see QualityModel."""
+        _, arms, choices = self._choices(ratings, d, entry_prices)
+        for priors, _ in choices:
+            for k, arm in enumerate(arms):
+                self._block(ratings.get(arm.name), priors, k)
+                yield
+
+    def _choices(
+        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
+    ) -> tuple[QualityPrior, tuple[Arm, ...], list[tuple[ArmPriors, float]]]:
+        """The arms, and the priors of them that the evidence chooses from, each with what it is lacking."""
         prior = self.prior or QualityPrior.flat(d)
         if len(prior.mean) != d:
             raise ValueError(
                 f"the prior is for {len(prior.mean)} features, the vectors have {d}: fit it anew"
             )
-        arms = self._known_and_rated(ratings, entry_prices or {})
+        arms = self._known_and_rated(ratings, entry_prices)
         priors = prior.of(arms)
         factor = level_factor(prior, priors, [ratings.get(arm.name) for arm in arms])
         priors = priors.with_levels_spread(factor)
-        fits = [
-            self._fit(prior, priors.with_slopes_spread(slopes), ratings, arms, lacking)
-            for slopes, lacking in (self.slopes if ratings else AS_THE_PRIOR_SAYS)
-        ]
-        best = max(fits, key=attrgetter("log_evidence"))
-        return replace(best, rows={arm.name: k for k, arm in enumerate(arms)}, _parts={})
+        slopes = self.slopes if ratings else AS_THE_PRIOR_SAYS
+        return prior, arms, [(priors.with_slopes_spread(spread), lacking) for spread, lacking in slopes]
 
-    def _fit(
-        self,
-        prior: QualityPrior,
-        priors: ArmPriors,
-        ratings: Mapping[str, RatingStatistics],
-        arms: Sequence[Arm],
-        lacking: float,
-    ) -> "SharedBaselinePosterior":
-        blocks = [self._block(ratings.get(arm.name), priors, k) for k, arm in enumerate(arms)]
-        nobody = self._block(None, priors, len(arms))
-        return _joined(prior, priors, [*blocks, nobody], tuple(ratings.values()), lacking)
+    def _all_blocks(
+        self, priors: ArmPriors, ratings: Mapping[str, RatingStatistics], arms: Sequence[Arm]
+    ) -> list[_Block]:
+        """Of each arm, and of nobody: any arm of which nothing is known."""
+        rated = [self._block(ratings.get(arm.name), priors, k) for k, arm in enumerate(arms)]
+        return [*rated, self._block(None, priors, len(arms))]
 
     def _known_and_rated(
         self, ratings: Mapping[str, RatingStatistics], entry_prices: Mapping[str, float]
@@ -189,41 +209,55 @@ class SharedBaseline:
         return known[key]
 
 
-def _joined(
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrow:
+    """The arrow solved for what all arms share: S_inverse (d, d), theta (d,), noise_variance, and how probable it is."""
+
+    priors: ArmPriors
+    blocks: Sequence[_Block]
+    S_inverse: Matrix
+    theta: Vector
+    noise_variance: float
+    log_evidence: float
+
+    def posterior(self, rows: Mapping[str, int], typical_x: Vector) -> "SharedBaselinePosterior":
+        inverses = np.stack([block.inverse for block in self.blocks])  # (K + 1, d, d)
+        v = np.stack([block.v for block in self.blocks])
+        D = self.priors.precisions  # (K + 1, d)
+        return SharedBaselinePosterior(
+            rows=rows,
+            weights=self.priors.means + v + np.matmul(inverses, (D * self.theta)[:, :, None])[:, :, 0],
+            inverses=inverses.reshape(-1, D.shape[1]),
+            precisions=D,
+            shared_factor=np.linalg.cholesky(self.S_inverse).astype(np.float64),
+            noise_variance=self.noise_variance,
+            typical_x=typical_x,
+            log_evidence=self.log_evidence,
+        )
+
+
+def _arrow(
     prior: QualityPrior,
     priors: ArmPriors,
     blocks: Sequence[_Block],
     ratings: Sequence[RatingStatistics],
     lacking: float,
-) -> "SharedBaselinePosterior":
-    """The arrow put together; the last block is that of any other arm. lacking: taken from the evidence."""
+) -> _Arrow:
+    """The last block is that of any other arm. lacking: taken from the evidence."""
     D = priors.precisions  # (K + 1, d)
-    inverses = np.stack([block.inverse for block in blocks])  # (K + 1, d, d)
     v = np.stack([block.v for block in blocks])
-    d = D.shape[1]
     S = np.diag(1.0 / prior.shared_variance)
     for block in blocks:
         if block.gain is not None:
             S += block.gain
     S_inverse, log_determinant = _inverse(S)
     theta = S_inverse @ (D * v).sum(axis=0)
-    D_theta = D * theta
-    weights = priors.means + v + np.matmul(inverses, D_theta[:, :, None])[:, :, 0]
-
-    scatter = sum(block.left for block in blocks) - float((v * D_theta).sum())
+    scatter = sum(block.left for block in blocks) - float((v * (D * theta)).sum())
     nu, n = prior.noise_weight, sum(s.n for s in ratings)
     s2 = (nu * prior.noise_variance + max(scatter, 0.0)) / (nu + n)
     log_volume = sum(block.log_volume for block in blocks) + log_determinant
-    return SharedBaselinePosterior(
-        rows={},
-        weights=weights,
-        inverses=inverses.reshape(-1, d),
-        precisions=D,
-        shared_factor=np.linalg.cholesky(S_inverse).astype(np.float64),
-        noise_variance=float(s2),
-        typical_x=_typical_x(ratings, prior.typical_x),
-        log_evidence=float(-0.5 * (log_volume + (nu + n) * np.log(s2)) - lacking),
-    )
+    log_evidence = float(-0.5 * (log_volume + (nu + n) * np.log(s2)) - lacking)
+    return _Arrow(priors, blocks, S_inverse, theta, float(s2), log_evidence)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -141,10 +141,10 @@ class Replica:
             self._compare(tail)
             if len(tail.entries) == PAGE:
                 if self._clock() >= self._posterior_due:
-                    self._adopt(self.state)
+                    await self._believe()
                 continue
             if tail.entries:
-                self._adopt(self.state)
+                await self._believe()
             if not await self._answer_alarms():
                 await self._save_snapshot(tail.snapshot or START)
                 return History.CONTINUED
@@ -195,6 +195,13 @@ class Replica:
             log.error(
                 "at %s this replica's state is not the one that was published: %s", tail.snapshot, tail.digest
             )
+
+    async def _believe(self) -> None:
+        """The posterior of what is known now, made arm by arm: requests go on between."""
+        state = self.state
+        for _ in self.model.steps(state.ratings_per_arm(self._reader), state.d, state.entry_prices):
+            await asyncio.sleep(0)
+        self._adopt(state)
 
     def _adopt(self, state: State) -> None:
         self._posterior_due = self._clock() + POSTERIOR_S

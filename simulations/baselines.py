@@ -7,7 +7,7 @@ look at everything beforehand is in simulations.hindsight.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -142,6 +142,12 @@ class ContextFree:
             scatter += max(s.rr - s.xr[0] ** 2 / s.n, 0.0) if s.n > 0 else 0.0
         total = sum(s.n for s in ratings.values())
         return _ContextFreePosterior(self, means, counts, scatter / (self.variance_weight + total))
+
+    def steps(
+        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
+    ) -> Iterator[None]:
+        """None: it is quickly done."""
+        return iter(())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,6 +63,9 @@ class NoPosterior:
     def fit(self, ratings: Any, d: int, entry_prices: Any) -> Any:
         return None
 
+    def steps(self, ratings: Any, d: int, entry_prices: Any) -> Any:
+        return ()
+
 
 class AtOnce(Executor):
     """Runs in the caller what a thread would run, so that a seed is a schedule."""

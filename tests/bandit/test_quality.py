@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bandit import quality
 from bandit.arms import Arm
 from bandit.level_spread import level_factor
 from bandit.prior import KnownModel, QualityPrior
@@ -410,6 +411,24 @@ def test_a_cached_block_is_not_used_under_another_prior():
     model.fit(ratings, D)
     entry = {"arm0": 30.0}
     assert_same_bits(model.fit(ratings, D, entry), SharedBaseline(PRIOR, ARMS).fit(ratings, D, entry))
+
+
+def test_after_its_steps_a_fit_inverts_nothing_but_what_is_shared(monkeypatch):
+    ratings, model, inverted = statistics(data(9, [5, 6, 7])), SharedBaseline(PRIOR, ARMS), []
+    inverse = quality._inverse
+
+    def counting(B):
+        inverted.append(B)
+        return inverse(B)
+
+    monkeypatch.setattr(quality, "_inverse", counting)
+    steps = sum(1 for _ in model.steps(ratings, D, {}))
+    assert (steps, len(inverted)) == (2 * len(ARMS), 2 * len(ratings)), (
+        "one for each of two choices of slopes"
+    )
+    inverted.clear()
+    assert_same_bits(model.fit(ratings, D), SharedBaseline(PRIOR, ARMS).fit(ratings, D))
+    assert len(inverted) == 2 + 2 + 2 * len(ratings), "two of its own; the rest are the fresh model's"
 
 
 def assert_same_bits(here, there):
