@@ -26,19 +26,18 @@ learned too, by evidence, as one factor for all arms on each of two things: how 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from operator import attrgetter
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg.lapack import dpotrf
 
 from bandit.arms import Arm
 from bandit.level_spread import level_factor
 from bandit.prior import ArmPriors, QualityPrior
 from bandit.statistics import RatingStatistics
+from bandit.symmetric import inverse_of
 from bandit.types import Matrix, Vector
 
 # Factors on the prior variance of all arms' slopes, each with what it lacks in evidence beforehand: where features tell
@@ -199,7 +198,7 @@ class SharedBaseline:
             return known[key]
         b = s.xr - s.xx @ mean
         rr = s.rr - mean @ (s.xr + b)
-        inverse, log_determinant = _inverse(s.xx + np.diag(precision))
+        inverse, log_determinant = inverse_of(s.xx + np.diag(precision))
         v = inverse @ b
         gain = np.diag(precision) - precision[:, None] * inverse * precision
         log_volume = log_determinant - float(np.log(precision).sum())
@@ -250,7 +249,7 @@ def _arrow(
     for block in blocks:
         if block.gain is not None:
             S += block.gain
-    S_inverse, log_determinant = _inverse(S)
+    S_inverse, log_determinant = inverse_of(S)
     theta = S_inverse @ (D * v).sum(axis=0)
     scatter = sum(block.left for block in blocks) - float((v * (D * theta)).sum())
     nu, n = prior.noise_weight, sum(s.n for s in ratings)
@@ -329,21 +328,6 @@ class _Part:
         Y = x[:head] @ self.inverses[:head]
         Y += x[last] * self.inverses[last]
         return Y.reshape(self.weights.shape)
-
-
-@cache
-def _below_diagonal(d: int) -> NDArray[np.bool_]:
-    return np.tri(d, dtype=np.bool_)
-
-
-def _inverse(B: Matrix) -> tuple[Matrix, float]:
-    """Inverse of a symmetric positive definite matrix (d, d), symmetric to the last bit, and log |B|."""
-    factor, failed = dpotrf(B, lower=1)
-    if failed:
-        raise np.linalg.LinAlgError(f"a precision that is not positive definite (row {failed})")
-    lower, _ = dpotri(factor, lower=1)  # its lower triangle; above lies what was there before
-    inverse: Matrix = np.where(_below_diagonal(len(B)), lower, lower.T)
-    return inverse, 2.0 * float(np.log(factor.diagonal()).sum())
 
 
 def _typical_x(ratings: Sequence[RatingStatistics], before: Vector) -> Vector:

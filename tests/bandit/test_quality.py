@@ -415,13 +415,13 @@ def test_a_cached_block_is_not_used_under_another_prior():
 
 def test_after_its_steps_a_fit_inverts_nothing_but_what_is_shared(monkeypatch):
     ratings, model, inverted = statistics(data(9, [5, 6, 7])), SharedBaseline(PRIOR, ARMS), []
-    inverse = quality._inverse
+    inverse = quality.inverse_of
 
     def counting(B):
         inverted.append(B)
         return inverse(B)
 
-    monkeypatch.setattr(quality, "_inverse", counting)
+    monkeypatch.setattr(quality, "inverse_of", counting)
     steps = sum(1 for _ in model.steps(ratings, D, {}))
     assert (steps, len(inverted)) == (2 * len(ARMS), 2 * len(ratings)), (
         "one for each of two choices of slopes"
