@@ -1,9 +1,10 @@
 """`python -m simulations conversations [DIR]`: what staying with a model saves where it bills its cached prompt for less.
 
 Conversations of TURNS recorded prompts of one task, behind a system prompt of SYSTEM_TOKENS, go through the real gateway,
-once with `sticky_sessions` and once without. Every answer is rated by its recorded quality; each gateway has first learned from all
-prompts that stand in no conversation, so that the luck of a cold start is not what is measured. The recorded models bill what stands before a question, cached where they have seen it. Prices are the providers' own; a model
-that stands not in PRICE_CACHED bills cached tokens like any others.
+once with `sticky_sessions` and once without. Every answer is rated by its recorded quality; each gateway has first learned
+from all prompts that stand in no conversation, so that the luck of a cold start is not what is measured. The recorded models
+bill what stands before a question, cached where they have seen it. Prices are the providers' own; a model that stands not in
+PRICE_CACHED bills cached tokens like any others.
 """
 
 import argparse

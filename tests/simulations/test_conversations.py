@@ -1,8 +1,8 @@
-"""Conversations through a real gateway: what providers cache, what is billed for it, and that staying pays."""
+"""Conversations through a real gateway: what providers cache and what is billed for it."""
 
 import numpy as np
 
-from simulations.conversations import TURNS, conversations_of, play, table
+from simulations.conversations import TURNS, Played, conversations_of, play, table
 from simulations.datasets import WHEEL, load
 from simulations.recorded_server import PromptCache
 
@@ -30,12 +30,19 @@ def test_a_conversation_is_of_one_task_and_no_prompt_is_in_two():
     assert all(len({data.prompts[row].task_family for row in rows}) == 1 for rows in chosen)
 
 
-def test_staying_changes_the_model_less_often_and_has_more_of_the_prompt_cached():
+def test_a_conversation_that_stays_is_billed_most_of_its_prompt_as_cached():
     data = load(WHEEL)
-    chosen = conversations_of(data, 30, np.random.default_rng(1))
-    stays, moves = play(data, chosen, sticky=True), play(data, chosen, sticky=False)
-    assert stays.changes < moves.changes
-    assert stays.cached > 0.5
-    told = table({True: [stays], False: [moves]}, 30)
-    assert f"{stays.usd * 1000:.3f}" in told
-    assert f"{1 - stays.usd / moves.usd:.1%}" in told
+    played = play(data, conversations_of(data, 30, np.random.default_rng(1)), sticky=True)
+    assert played.cached > 0.5
+    assert played.changes < 0.5
+    assert played.usd > 0.0
+    assert 0.0 < played.quality < 1.0
+
+
+def test_the_table_says_what_staying_saves_run_by_run():
+    stays = [Played(usd=0.003, quality=0.8, changes=0.01, cached=0.9), Played(0.002, 0.7, 0.03, 0.7)]
+    moves = [Played(usd=0.004, quality=0.8, changes=0.5, cached=0.4), Played(0.004, 0.8, 0.3, 0.2)]
+    told = table({True: stays, False: moves}, 30)
+    assert "| true | 2.500 ± 0.500 | 0.7500 ± 0.0500 | 0.7250 ± 0.0450 | 2.0% | 80.0% |" in told
+    assert "| false | 4.000 ± 0.000 |" in told
+    assert told.endswith("Staying costs 37.5% ± 12.5% less, at -5.00 ± 5.00 points of quality.")
