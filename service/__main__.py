@@ -130,6 +130,7 @@ def _listening(app: Gateway, settings: Settings) -> "_Announcing":
         access_log=False,
         log_config=None,
         lifespan="on",
+        proxy_headers=False,  # nothing here asks for the client's address
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=30,
     )

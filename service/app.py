@@ -5,8 +5,6 @@ Built from its arguments, with no global: `create_app(settings, learning, shell)
 
 import asyncio
 import contextlib
-import os
-import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from http import HTTPStatus
@@ -25,7 +23,8 @@ from feedback.learning import Learning
 from service.access import Access
 from service.budgets import Budgets
 from service.calls import Shell
-from service.chat import PATH, ChatRoute, Message, Receive, Scope, Send
+from service.chat import PATH, ChatRoute, Receive, Scope
+from service.client_reply import REQUEST_ID, Message, Send, request_id_of
 from service.decisions import PREVIEW_PATH, decisions_router, own_route
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
 from service.metrics import Metrics
@@ -37,7 +36,6 @@ from service.settings import Settings
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 RESETS_TOLD: Final = 10
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
 
 class Gateway:
@@ -55,7 +53,10 @@ class Gateway:
         self.pipeline = Pipeline(
             settings, served_routes(settings, learning.routes), shell, self.outcomes, budgets
         )
-        self.chat = ChatRoute(self.pipeline, self.access, max_body_bytes=settings.server.max_body_bytes)
+        limit = settings.server.max_body_bytes
+        self.chat = ChatRoute(
+            self.pipeline, self.access, max_body_bytes=limit, count=self.metrics.request_answered
+        )
         self.rest = FastAPI(title="fairlead", lifespan=_lifespan(self, shell, background=background))
         self.created = int(shell.now())
 
@@ -63,12 +64,11 @@ class Gateway:
         if scope["type"] != "http":
             await self.rest(scope, receive, send)
             return
-        send = _with_request_id(scope, send)
         if scope["path"] == PATH:
-            await self.chat(scope, receive, self.metrics.counted(send, clock=self.access.clock))
+            await self.chat(scope, receive, send)
         else:
             large = self.settings.server.max_body_bytes if scope["path"] == PREVIEW_PATH else SMALL_BODY_BYTES
-            await self.rest(scope, _bounded(receive, large), send)
+            await self.rest(scope, _bounded(receive, large), _with_request_id(scope, send))
 
     def adopt(self, settings: Settings) -> None:
         """Serve these models, routes and keys from now on. Raises ReloadError, and then nothing has changed.
@@ -307,12 +307,11 @@ def _response(error: ApiError) -> Response:
 
 
 def _with_request_id(scope: Scope, send: Send) -> Send:
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    request_id = given if _SANE_REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+    request_id = request_id_of(scope["headers"])
 
     async def send_with_id(message: Any) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
         await send(message)
 
     return send_with_id

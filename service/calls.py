@@ -6,7 +6,6 @@ model is tried is the pipeline's business. What a call took is told once, howeve
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -19,7 +18,7 @@ from service.deployments import Deployments, Place, Visit
 from service.errors import UnavailableError, UpstreamFailedError, UpstreamTimeoutError
 from service.outcomes import Outcome, Outcomes, Status
 from service.refusals import FailedError, broken, kept_headers, refused
-from service.reply import Usage, as_stream, identity, streamed, whole
+from service.reply import Splicer, Usage, as_stream, identity, whole
 from service.request import ChatRequest
 from service.retry_budget import RetryBudget
 from service.routes import ServedRoute
@@ -131,33 +130,30 @@ class Call:
 class Line:
     """A call's connection to its place. Closing it gives the connection up or back, and the place its turn; once is enough."""
 
-    __slots__ = ("_call", "_calls", "_is_closed", "_is_open", "_sending")
+    __slots__ = ("_call", "_calls", "_is_closed", "_reply")
 
-    def __init__(self, calls: "Calls", call: Call, sending: AbstractAsyncContextManager[Reply]) -> None:
-        self._calls, self._call, self._sending = calls, call, sending
-        self._is_open = self._is_closed = False
+    def __init__(self, calls: "Calls", call: Call) -> None:
+        self._calls, self._call = calls, call
+        self._reply: Reply | None = None
+        self._is_closed = False
 
-    async def opened(self) -> Reply:
-        """Entered once. Raises UpstreamError."""
-        reply = await self._sending.__aenter__()
-        self._is_open = True
+    def opened(self, reply: Reply) -> Reply:
+        self._reply = reply
         return reply
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
-            if self._is_open:
-                await self._sending.__aexit__(None, None, None)
-        finally:
-            self._calls.leave(self._call)
+        if self._reply is not None:
+            self._reply.close()
+        self._calls.leave(self._call)
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Calls:
@@ -209,20 +205,21 @@ class Calls:
     async def _call(self, call: Call) -> tuple[Answer, "Line"]:
         model, place = call.attempt.model, call.deployment
         url, body = f"{place.base_url}/chat/completions", _body(call.attempt, place)
-        line = Line(self, call, self._shell.upstream.send(url, _headers(place), body))
+        line = Line(self, call)
         try:
-            return await self._receive(call, await line.opened()), line
+            reply = line.opened(await self._shell.upstream.send(url, _headers(place), body))
+            return await self._receive(call, reply), line
         except UpstreamError as error:
             failed = broken(error, model.arm.name)
             self._failed(call, failed)
-            await line.aclose()
+            line.close()
             raise failed from error
         except FailedError as failed:
             self._failed(call, failed)
-            await line.aclose()
+            line.close()
             raise
         except BaseException:
-            await line.aclose()
+            line.close()
             raise
 
     async def _receive(self, call: Call, reply: Reply) -> Answer:
@@ -240,10 +237,10 @@ class Calls:
             if not asked.stream:
                 raise FailedError(UpstreamFailedError(f"{name} sent a stream where none was asked for"))
             headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            events = streamed(reply.chunks(), ours, call.usage, usage_asked=asked.usage_asked)
-            first = await self._first(events, call.usage, name)
+            splicer = Splicer(ours, call.usage, usage_asked=asked.usage_asked)
+            first = await self._first(reply, splicer, name)
             self._begun(call)
-            return Answer(200, headers, self._metered(call, events, first))
+            return Answer(200, headers, self._metered(call, reply, splicer, first))
         try:
             body = whole(await reply.read(), ours, call.usage)
             if asked.stream:  # a place that does not stream: its answer comes in one piece
@@ -256,19 +253,17 @@ class Calls:
         self._finished(call)
         return Answer(200, headers, body)
 
-    async def _first(self, events: AsyncIterator[bytes], usage: Usage, model: str) -> bytes:
+    async def _first(self, reply: Reply, splicer: Splicer, model: str) -> bytes:
         """A stream up to its first event with something of an answer; a stream without one in time has failed.
 
         What comes before, comments that keep a connection alive, is held back: until then another model may be tried.
         """
-        head = b""
+        head, usage = b"", splicer.usage
         try:
             async with asyncio.timeout(self._first_byte_timeout_s):
-                async for piece in events:
-                    head += piece
-                    if usage.failed:
-                        break
-                    if usage.pieces:
+                while not (usage.failed or splicer.is_done):
+                    head += splicer.feed(await reply.chunk())
+                    if usage.pieces and not usage.failed:
                         return head
         except EventTooLargeError as error:
             raise FailedError(UpstreamFailedError(f"{model}: {error}")) from error
@@ -278,20 +273,23 @@ class Calls:
         what = "told of an error" if usage.failed else "ended its stream"
         raise FailedError(UpstreamFailedError(f"{model} {what} before it answered"))
 
-    async def _metered(self, call: Call, events: AsyncIterator[bytes], first: bytes) -> AsyncIterator[bytes]:
+    async def _metered(
+        self, call: Call, reply: Reply, splicer: Splicer, first: bytes
+    ) -> AsyncIterator[bytes]:
         """The rest of a stream. After its first byte nothing is tried again: a failure is told in the stream."""
-        name, secret = call.attempt.model.arm.name, call.deployment.api_key
+        name, secret, usage = call.attempt.model.arm.name, call.deployment.api_key, call.usage
         yield first
         try:
-            async for event in events:
-                shown = event.replace(secret.encode(), b"[key]") if secret and call.usage.failed else event
-                yield shown
+            while not splicer.is_done:
+                events = splicer.feed(await reply.chunk())
+                if events:
+                    yield events.replace(secret.encode(), b"[key]") if secret and usage.failed else events
         except (UpstreamError, EventTooLargeError) as error:
             yield self._broke_off(call, f"{name} failed in the middle of its answer: {error}")
         else:
-            if call.usage.failed:
+            if usage.failed:
                 self._failed(call, FailedError(UpstreamFailedError(f"{name} told of an error in its answer")))
-            elif not call.usage.finished and not call.usage.done:
+            elif not usage.finished and not usage.done:
                 yield self._broke_off(call, f"{name} ended its stream in the middle of its answer")
             else:
                 self._finished(call)

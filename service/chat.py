@@ -6,27 +6,32 @@ then the work is cancelled, and with it the upstream's connection is closed at o
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from service.access import Access, Admission
+from service.client_reply import ClientReply, Message, Send, request_id_of
 from service.errors import ApiError, MethodNotAllowedError, PayloadTooLargeError, RequestTimeoutError
 from service.pipeline import Pipeline
 from service.request import parse_chat
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+Count = Callable[[int, float | None], None]
 
 PATH: Final = "/v1/chat/completions"
 BODY_TIMEOUT_S: Final = 30.0
-JSON: Final = {"content-type": "application/json"}
 log = logging.getLogger(__name__)
 
 
+def _uncounted(status: int, duration_s: float | None) -> None:
+    """For who does not count."""
+
+
 class ChatRoute:
-    """body_timeout_s: how long a client may take to say what it wants."""
+    """body_timeout_s: how long a client may take to say what it wants. count: told of each request the status that its
+    client saw, and the seconds to the last byte, None where that was not sent.
+    """
 
     def __init__(
         self,
@@ -35,26 +40,36 @@ class ChatRoute:
         *,
         max_body_bytes: int,
         body_timeout_s: float = BODY_TIMEOUT_S,
+        count: Count = _uncounted,
     ) -> None:
-        self._pipeline, self._access = pipeline, access
+        self._pipeline, self._access, self._count = pipeline, access, count
         self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun_s = self._access.clock()
+        reply = ClientReply(send, request_id_of(scope["headers"]))
+        try:
+            await self._admitted(scope, receive, reply)
+        finally:
+            if reply.status:
+                self._count(reply.status, self._access.clock() - begun_s if reply.is_whole else None)
+
+    async def _admitted(self, scope: Scope, receive: Receive, reply: ClientReply) -> None:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowedError("POST")
             admission = self._access.admit(scope["headers"])
         except ApiError as error:
-            await _send_error(send, error)
+            await reply.error(error)
             return
         try:
-            await self._serve(admission, receive, send)
+            await self._serve(admission, receive, reply)
         except ApiError as error:
-            await _send_error(send, error)
+            await reply.error(error)
         finally:
             admission.let_go()
 
-    async def _serve(self, admission: Admission, receive: Receive, send: Send) -> None:
+    async def _serve(self, admission: Admission, receive: Receive, reply: ClientReply) -> None:
         """Raises ApiError while nothing is sent yet."""
         try:
             async with asyncio.timeout(self._body_timeout_s):
@@ -74,7 +89,7 @@ class ChatRoute:
         gone = asyncio.create_task(_gone(receive))
         gone.add_done_callback(leave)
         try:
-            await self._respond(body, admission, send)
+            await self._respond(body, admission, reply)
         except asyncio.CancelledError:
             if not left or (work is not None and work.uncancel()):
                 raise  # it is somebody else who ends us
@@ -96,47 +111,32 @@ class ChatRoute:
             if not message.get("more_body"):
                 return b"".join(pieces)
 
-    async def _respond(self, body: bytes, admission: Admission, send: Send) -> None:
-        started = False
+    async def _respond(self, body: bytes, admission: Admission, reply: ClientReply) -> None:
         try:
-            async with self._pipeline.answer(parse_chat(body), admission.caller) as answer:
-                started = True
+            answer, line = await self._pipeline.answer(parse_chat(body), admission.caller)
+            with line:
                 if isinstance(answer.content, bytes):
                     admission.let_go()
-                    await _send_whole(send, answer.status, answer.headers, answer.content)
+                    await reply.whole(answer.status, answer.headers, answer.content)
                     return
-                await _start(send, answer.status, answer.headers)
+                await reply.start(answer.status, answer.headers)
                 async for piece in answer.content:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await reply.piece(piece)
             admission.let_go()
-            await send({"type": "http.response.body", "body": b""})
+            await reply.end()
         except ApiError as error:
             admission.let_go()
-            await _send_error(send, error)
+            await reply.error(error)
         except Exception:
             log.exception("a chat request failed within the gateway")
-            if started:
+            if reply.status:
                 raise  # the server cuts the connection: a client must not take half an answer for a whole one
-            await _send_error(send, _internal_error())
+            await reply.error(_internal_error())
 
 
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-
-
-async def _send_error(send: Send, error: ApiError) -> None:
-    await _send_whole(send, error.status, JSON | dict(error.headers), error.body())
-
-
-async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    await _start(send, status, {**headers, "content-length": str(len(body))})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _internal_error() -> ApiError:

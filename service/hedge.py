@@ -1,7 +1,7 @@
 """Hedging: when an answer is slow to begin, a second one is asked for, and the first to begin is taken."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -12,7 +12,7 @@ async def hedged(
     second: Callable[[], Coroutine[Any, Any, T] | None],
     after_s: float,
     *,
-    discard: Callable[[T], Awaitable[None]],
+    discard: Callable[[T], None],
 ) -> T:
     """The result that comes first; the other is cancelled, or discarded if it came at the same moment.
 
@@ -38,10 +38,10 @@ def _worked(task: "asyncio.Task[T]") -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-async def _clear(tasks: "list[asyncio.Task[T]]", discard: Callable[[T], Awaitable[None]]) -> None:
+async def _clear(tasks: "list[asyncio.Task[T]]", discard: Callable[[T], None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for task in tasks:
         if _worked(task):
-            await discard(task.result())
+            discard(task.result())

@@ -5,7 +5,6 @@ then each answers for all. Otherwise each answers for itself.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +20,6 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from service.chat import Message, Send
 from service.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -113,18 +111,11 @@ class Metrics:
         )
         return series
 
-    def counted(self, send: Send, *, clock: Callable[[], float]) -> Send:
-        """`send`, with the request counted by its status and timed to its end."""
-        started = clock()
-
-        async def counting(message: Message) -> None:
-            await send(message)
-            if message["type"] == "http.response.start":
-                self._requests.labels(str(message["status"])).inc()
-            elif not message.get("more_body"):
-                self._duration.observe(clock() - started)
-
-        return counting
+    def request_answered(self, status: int, duration_s: float | None) -> None:
+        """duration_s: to the last byte, None where that was not sent."""
+        self._requests.labels(str(status)).inc()
+        if duration_s is not None:
+            self._duration.observe(duration_s)
 
     def page(self, gateway: "Gateway") -> Response:
         """What a scrape gets; gauges are read now."""

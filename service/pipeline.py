@@ -8,8 +8,7 @@ next decision is made among the rest; every attempt is a decision of its own, wi
 """
 
 import math
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -96,17 +95,15 @@ class Pipeline:
         self.deployments.adopt(settings.models)
         self._settings, self.routes = settings, routes
 
-    @asynccontextmanager
-    async def answer(self, ask: ChatRequest, caller: Caller = ANYBODY) -> AsyncIterator[Answer]:
-        """The answer, up to its first byte; leaving the block closes the upstream. Raises ApiError."""
+    async def answer(self, ask: ChatRequest, caller: Caller = ANYBODY) -> tuple[Answer, Line]:
+        """The answer, up to its first byte, and its line, to be closed when all is said. Raises ApiError."""
         request = self._request(ask, caller)
         if not caller.is_retry:
             self.budget.request()
         tried = await self._first_that_answers(request)
-        async with tried.line:
-            tried.answer.headers["x-router-attempts"] = str(request.tries.made)
-            tried.answer.headers.update(request.caller.limits)
-            yield tried.answer
+        tried.answer.headers["x-router-attempts"] = str(request.tries.made)
+        tried.answer.headers.update(request.caller.limits)
+        return tried.answer, tried.line
 
     def preview(self, ask: ChatRequest, caller: Caller = ANYBODY) -> dict[str, Any]:
         """What would be decided now, and why. Nothing is called and nothing recorded. Raises ApiError."""
@@ -187,7 +184,7 @@ class Pipeline:
             self._make(request, attempt),
             lambda: self._second(request),
             request.route.hedge_after_s,
-            discard=lambda tried: tried.line.aclose(),
+            discard=lambda tried: tried.line.close(),
         )
 
     def _second(self, request: _Request) -> Any:
@@ -385,7 +382,7 @@ class Pipeline:
                 continue
             if last:
                 return answer, line
-            async with line:
+            with line:
                 content = await _read(answer)
             if bill.calls[-1].status != "answered":  # it broke off
                 continue
@@ -416,7 +413,7 @@ class Pipeline:
             tried = await self._first_that_answers(judging)
         except ApiError:
             return None  # without its judge no answer is good enough
-        async with tried.line:
+        with tried.line:
             score = judge_score(await _read(tried.answer))
         judged = self.outcomes.of(tried.attempt.decision.decision_id)
         bill.judging_usd += sum(call.cost_usd or 0.0 for call in judged)

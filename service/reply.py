@@ -5,7 +5,7 @@ by event; the usage that the router asked for on its own account is kept from a 
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,56 +64,55 @@ def whole(body: bytes, ours: Mapping[str, bytes], usage: Usage) -> bytes:
     return replace_values(body, ours)
 
 
-async def streamed(
-    chunks: AsyncIterator[bytes], ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool
-) -> AsyncIterator[bytes]:
-    """The events of a stream, as soon as each is complete; several that arrive together leave together.
-
-    An upstream that finished its answer and forgot [DONE] is helped out; one that did neither has `failed`.
-    """
-    splitter, splicer = EventSplitter(), Splicer(ours, usage, usage_asked=usage_asked)
-    async for chunk in chunks:
-        events = b""
-        for event in splitter.feed(chunk):
-            events += splicer.event(event)
-            if usage.done:
-                break
-        if events:
-            yield events
-        if usage.done:
-            return  # what follows is no part of the answer, and may never end
-    if rest := splitter.rest():  # the last event without its blank line
-        yield splicer.event(rest) + b"\n\n"
-    if usage.finished and not usage.done and not usage.failed:
-        yield DONE
-
-
 class Splicer:
-    """Puts what is ours into each event of a stream, and notes what the event tells.
+    """A stream as the client gets it: what is ours is put into each event, and what the event tells is noted in `usage`.
 
-    An upstream opens all its events alike: `data: {"id":"...","object":"...","created":1,"model":"..."`. Once that opening
-    was found and rewritten by way of a parser, an event that begins with the same bytes and tells nothing but a piece of
-    the answer gets its opening exchanged and is not parsed.
+    Events go on as soon as each is complete; several that arrive together leave together. An upstream opens all its events
+    alike: `data: {"id":"...","object":"...","created":1,"model":"..."`. Once that opening was found and rewritten by way of
+    a parser, an event that begins with the same bytes and tells nothing but a piece of the answer gets its opening exchanged
+    and is not parsed.
     """
 
-    __slots__ = ("_after", "_before", "_ours", "_usage", "_usage_asked")
+    __slots__ = ("_after", "_before", "_ours", "_splitter", "_usage_asked", "is_done", "usage")
 
     def __init__(self, ours: Mapping[str, bytes], usage: Usage, *, usage_asked: bool) -> None:
-        self._ours, self._usage, self._usage_asked = ours, usage, usage_asked
+        self._ours, self.usage, self._usage_asked = ours, usage, usage_asked
+        self._splitter = EventSplitter()
         self._before = self._after = b""
+        self.is_done = False  # what would follow is no part of the answer, and may never end
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The events that this chunk completes; an empty one is the end of the stream. Raises EventTooLargeError."""
+        if not chunk:
+            self.is_done = True
+            return self._rest()
+        events = b""
+        for event in self._splitter.feed(chunk):
+            events += self.event(event)
+            if self.usage.done:
+                self.is_done = True
+                break
+        return events
+
+    def _rest(self) -> bytes:
+        """The last event without its blank line; and one who finished its answer and forgot [DONE] is helped out."""
+        rest = self._splitter.rest()
+        events = self.event(rest) + b"\n\n" if rest else b""
+        usage = self.usage
+        return events + DONE if usage.finished and not usage.done and not usage.failed else events
 
     def event(self, event: bytes) -> bytes:
         """The event as the client gets it; nothing where it was meant for the router alone."""
         if self._before and event.startswith(self._before):
             known = len(self._before)
             if b'"delta"' in event and NOTABLE.search(event, known) is None:
-                self._usage.pieces += 1
+                self.usage.pieces += 1
                 return self._after + event[known:]
         data = data_of(event)
         if data is None:
             return event
         if not data.lstrip().startswith(b"{"):
-            self._usage.done = self._usage.done or data.strip() == b"[DONE]"
+            self.usage.done = self.usage.done or data.strip() == b"[DONE]"
             return event
         try:
             chunk = orjson.loads(data)  # splicing is for what a parser accepts
@@ -127,7 +126,7 @@ class Splicer:
 
     def _is_usage_alone(self, chunk: dict[str, Any]) -> bool:
         """Notes what the chunk tells. True for the one that ends a stream with its usage."""
-        usage = self._usage
+        usage = self.usage
         usage.read(chunk.get("usage"))
         usage.failed = usage.failed or is_error(chunk)
         choices = chunk.get("choices")

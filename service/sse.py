@@ -30,6 +30,8 @@ class EventSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that `chunk` completes, each with its blank line. Raises EventTooLargeError."""
+        if not self._held and _is_one_event(chunk) and len(chunk) <= self._max_event_bytes:
+            return [chunk]
         searched = max(0, len(self._held) - TERMINATOR_BYTES + 1)
         self._held += chunk
         events: list[bytes] = []
@@ -77,6 +79,11 @@ def with_data(event: bytes, data: bytes) -> bytes:
         lines[index] = b""
     lines[first] = (line_end or b"\n").join(b"data: " + line for line in data.split(b"\n")) + line_end
     return b"".join(lines)
+
+
+def _is_one_event(chunk: bytes) -> bool:
+    """As most chunks are: with LF only, and its one blank line at the end."""
+    return chunk.endswith(b"\n\n") and chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk
 
 
 def _is_data(line: bytes) -> bool:

@@ -1,12 +1,12 @@
 """The connections to the models: the only module that opens them, and where every failure of theirs gets its name.
 
-A reply is read as it arrives and never ahead of its reader (beyond the transport's own buffer). Leaving `send` before
-the reply's end closes its connection at once; a reply read to its end gives the connection back to the pool.
+A reply is read as it arrives and never ahead of its reader (beyond the transport's own buffer). Closing it before its end
+closes its connection at once; a reply read to its end gives the connection back to the pool.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import math
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -67,14 +67,18 @@ class Reply(Protocol):
         """The whole body. Raises UpstreamError."""
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, nothing held back. Raises UpstreamError."""
+    async def chunk(self) -> bytes:
+        """What has arrived of the body, at least one byte, nothing held back; empty at its end. Raises UpstreamError."""
+        ...
+
+    def close(self) -> None:
+        """To be called when no more of it is wanted."""
         ...
 
 
 class Upstream(Protocol):
-    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> AbstractAsyncContextManager[Reply]:
-        """POST; entered when the head of the reply is there. headers: names in lower case. Raises UpstreamError."""
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        """POST; the reply when its head is there, to be closed. headers: names in lower case. Raises UpstreamError."""
         ...
 
     async def close(self) -> None: ...
@@ -101,14 +105,10 @@ class AiohttpUpstream:
     ) -> None:
         await self.close()
 
-    @asynccontextmanager
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[Reply]:
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
         call = _Call(url, {**headers, "accept-encoding": "identity"}, body)
         response = await self._response(call)
-        try:
-            yield _AiohttpReply(response, self._settings.idle_timeout_s, self._max_reply_bytes)
-        finally:
-            response.close()  # nothing is left to close once the reply was read to its end
+        return _AiohttpReply(response, self._settings.idle_timeout_s, self._max_reply_bytes)
 
     async def close(self) -> None:
         if self._sessions is not None:
@@ -163,36 +163,47 @@ class _Sessions:
 
 
 class _AiohttpReply:
+    """Its silence is watched by one timer that looks now and then, not by one for each of its chunks."""
+
     def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float, max_reply_bytes: int) -> None:
         self._response = response
         self._idle_timeout_s = idle_timeout_s
         self._max_reply_bytes = max_reply_bytes
+        self._loop = asyncio.get_running_loop()
+        self._waits_since_s = math.inf  # on the loop's clock; infinite while nobody waits for a chunk
+        self._timer = self._loop.call_later(idle_timeout_s, self._look)
         self.status = response.status
         self.headers: Mapping[str, str] = _headers(response)
 
     async def read(self) -> bytes:
         body = bytearray()
-        while chunk := await self._chunk():
+        while chunk := await self.chunk():
             body += chunk
             if len(body) > self._max_reply_bytes:
                 raise UpstreamError("too_large", f"the reply is longer than {self._max_reply_bytes} bytes")
         return bytes(body)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while chunk := await self._chunk():
-            yield chunk
-
-    async def _chunk(self) -> bytes:
-        """All that has arrived, at least one byte; empty at the end."""
+    async def chunk(self) -> bytes:
+        self._waits_since_s = self._loop.time()
         try:
-            async with asyncio.timeout(self._idle_timeout_s):
-                return await self._response.content.readany()
-        except TimeoutError:
-            raise UpstreamError(
-                "timeout_idle", f"the reply was silent for {self._idle_timeout_s:g} s"
-            ) from None
+            return await self._response.content.readany()
         except aiohttp.ClientError as error:
             raise _named(error) from None
+        finally:
+            self._waits_since_s = math.inf
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._response.close()  # nothing is left to close once the reply was read to its end
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        left_s = min(self._waits_since_s - now_s, 0.0) + self._idle_timeout_s
+        if left_s > 0.0:
+            self._timer = self._loop.call_later(left_s, self._look)
+            return
+        told = f"the reply was silent for {self._idle_timeout_s:g} s"
+        self._response.content.set_exception(UpstreamError("timeout_idle", told))
 
 
 class _Connector(aiohttp.TCPConnector):

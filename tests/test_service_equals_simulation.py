@@ -1,7 +1,6 @@
 """The gateway over in-process HTTP makes exactly the decisions of the simulation: same data, same ids, one code path."""
 
 import json
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from typing import ClassVar
@@ -69,7 +68,6 @@ class RecordedUpstream:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    @asynccontextmanager
     async def send(self, url, headers, body):
         asked = json.loads(body)
         row = int(asked["messages"][0]["content"].split(":")[0])
@@ -78,7 +76,7 @@ class RecordedUpstream:
             "prompt_tokens": int(self.dataset.tokens_in[row, column]),
             "completion_tokens": int(self.dataset.tokens_out[row, column]),
         }
-        yield Reply(json.dumps({"id": "u", "model": asked["model"], "choices": [], "usage": usage}).encode())
+        return Reply(json.dumps({"id": "u", "model": asked["model"], "choices": [], "usage": usage}).encode())
 
     async def close(self) -> None:
         """Nothing is held open."""
@@ -93,6 +91,9 @@ class Reply:
 
     async def read(self) -> bytes:
         return self.body
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def failing(n: int = 300, start: int = 150) -> Dataset:

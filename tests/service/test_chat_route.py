@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
@@ -54,17 +53,23 @@ class ScriptedReply:
     headers: Mapping[str, str]
     pieces: list[bytes | UpstreamError | asyncio.Event]
 
-    async def read(self) -> bytes:
-        return b"".join([piece async for piece in self.chunks()])
+    close: Callable[[], None] = lambda: None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        for piece in self.pieces:
+    async def read(self) -> bytes:
+        body = b""
+        while chunk := await self.chunk():
+            body += chunk
+        return body
+
+    async def chunk(self) -> bytes:
+        while self.pieces:
+            piece = self.pieces.pop(0)
             if isinstance(piece, UpstreamError):
                 raise piece
-            if isinstance(piece, asyncio.Event):
-                await piece.wait()
-            else:
-                yield piece
+            if isinstance(piece, bytes):
+                return piece
+            await piece.wait()
+        return b""
 
 
 @dataclass
@@ -75,7 +80,6 @@ class ScriptedUpstream:
     sent: list[tuple[str, dict, dict]] = field(default_factory=list)
     open: int = 0
 
-    @asynccontextmanager
     async def send(self, url, headers, body):
         asked = json.loads(body)
         self.sent.append((url, dict(headers), asked))
@@ -83,10 +87,11 @@ class ScriptedUpstream:
         if isinstance(reply, UpstreamError):
             raise reply
         self.open += 1
-        try:
-            yield reply
-        finally:
-            self.open -= 1
+        reply.close = self.closed
+        return reply
+
+    def closed(self) -> None:
+        self.open -= 1
 
     async def close(self) -> None:
         """Nothing is held open."""

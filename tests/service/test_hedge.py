@@ -31,7 +31,7 @@ class Work:
 
 
 async def race(first: Work, second: Work | None, after_s: float, discarded: list) -> str:
-    async def discard(result: str) -> None:
+    def discard(result: str) -> None:
         discarded.append(result)
 
     return await hedged(first(), lambda: second() if second else None, after_s, discard=discard)

@@ -567,6 +567,9 @@ async def test_a_client_that_never_says_what_it_wants_is_told_so():
     class Everybody:
         at_once = 1
 
+        def clock(self):
+            return 0.0
+
         def admit(self, _):
             return Admission(self, None, ANYBODY)
 

@@ -1,6 +1,5 @@
 """Splicing a stream: the quick way against the careful one, over whatever an upstream may send."""
 
-import asyncio
 import json
 
 import orjson
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.reply import Splicer, Usage, as_stream, identity, streamed, whole
+from service.reply import Splicer, Usage, as_stream, identity, whole
 from service.splice import replace_values
 from service.sse import data_of, with_data
 
@@ -87,19 +86,15 @@ def test_an_upstream_that_opens_its_events_alike_is_parsed_once(monkeypatch):
 def test_however_a_stream_is_cut_the_client_gets_the_same(events, sizes):
     data = b"".join(events)
 
-    async def play(pieces: list[bytes]) -> bytes:
-        async def arriving():
-            for piece in pieces:
-                yield piece
-
-        usage = Usage()
-        return b"".join([part async for part in streamed(arriving(), OURS, usage, usage_asked=True)])
+    def play(pieces: list[bytes]) -> bytes:
+        splicer = Splicer(OURS, Usage(), usage_asked=True)
+        return b"".join(splicer.feed(piece) for piece in [*pieces, b""] if not splicer.is_done)
 
     cut, at = [], 0
     for size in sizes:
         cut.append(data[at : at + size])
         at += size
-    assert asyncio.run(play([*cut, data[at:]])) == asyncio.run(play([data]))
+    assert play([*filter(None, cut), data[at:]]) == play([data])
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"3", b'{"error": {"message": "x"}}', b'{"a": '])

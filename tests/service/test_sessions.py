@@ -1,7 +1,6 @@
 """Conversations: how they are known, and what staying with a model saves at the prices that providers really ask."""
 
 import random
-from contextlib import asynccontextmanager
 from itertools import count
 
 import orjson
@@ -85,7 +84,6 @@ class CachingUpstream:
     def __init__(self) -> None:
         self.seen: dict[str, set[str]] = {}
 
-    @asynccontextmanager
     async def send(self, url, headers, body):
         asked = orjson.loads(body)
         seen = self.seen.setdefault(asked["model"], set())
@@ -105,7 +103,7 @@ class CachingUpstream:
             "message": {"role": "assistant", "content": "word " * 40},
             "finish_reason": "stop",
         }
-        yield Reply(orjson.dumps({"id": "u", "model": "m", "choices": [choice], "usage": usage}))
+        return Reply(orjson.dumps({"id": "u", "model": "m", "choices": [choice], "usage": usage}))
 
     async def close(self) -> None:
         """Nothing is held open."""
@@ -119,6 +117,9 @@ class Reply:
 
     async def read(self) -> bytes:
         return self.body
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 async def bill(tmp_path, *, sticky: bool, conversations: int = 40, turns: int = 8) -> tuple[float, float]:
@@ -148,8 +149,9 @@ async def bill(tmp_path, *, sticky: bool, conversations: int = 40, turns: int = 
             messages.append(
                 {"role": "user", "content": f"question {turn} " + "word " * dice.randrange(20, 60)}
             )
-            async with pipeline.answer(ask(messages)) as answer:
-                reply = orjson.loads(answer.content)
+            answer, line = await pipeline.answer(ask(messages))
+            line.close()
+            reply = orjson.loads(answer.content)
             messages.append(reply["choices"][0]["message"])
             changes += last is not None and reply["model"] != last
             last = reply["model"]

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -135,7 +135,7 @@ def upstream(
 
 
 async def ask(client: AiohttpUpstream, url: str) -> bytes:
-    async with client.send(url, HEADERS, BODY) as reply:
+    with closing(await client.send(url, HEADERS, BODY)) as reply:
         return await reply.read()
 
 
@@ -149,14 +149,11 @@ async def failure(client: AiohttpUpstream, url: str) -> UpstreamError:
 
 async def test_a_reply_has_its_status_its_headers_in_lower_case_and_its_body() -> None:
     head = b"HTTP/1.1 429 Slow Down\r\nRetry-After: 7\r\nX-A: 1\r\nX-A: 2\r\nContent-Length: 4\r\n\r\n"
-    async with (
-        serving(always(head + b"wait")) as served,
-        upstream() as client,
-        client.send(served.url, HEADERS, BODY) as reply,
-    ):
-        assert reply.status == 429
-        assert dict(reply.headers) == {"retry-after": "7", "x-a": "1, 2"}
-        assert await reply.read() == b"wait"
+    async with serving(always(head + b"wait")) as served, upstream() as client:
+        with closing(await client.send(served.url, HEADERS, BODY)) as reply:
+            assert reply.status == 429
+            assert dict(reply.headers) == {"retry-after": "7", "x-a": "1, 2"}
+            assert await reply.read() == b"wait"
 
 
 async def test_the_request_arrives_as_given_and_asks_for_no_compression() -> None:
@@ -189,13 +186,10 @@ async def test_each_chunk_is_handed_on_before_the_next_is_sent() -> None:
             assert await seen.get() == word
         await peer.say(b"0\r\n\r\n")
 
-    async with (
-        serving(behaviour) as served,
-        upstream() as client,
-        client.send(served.url, HEADERS, BODY) as reply,
-    ):
-        async for chunk in reply.chunks():
-            seen.put_nowait(chunk)
+    async with serving(behaviour) as served, upstream() as client:
+        with closing(await client.send(served.url, HEADERS, BODY)) as reply:
+            while chunk := await reply.chunk():
+                seen.put_nowait(chunk)
     assert seen.empty()
 
 
@@ -287,16 +281,12 @@ async def test_what_was_sent_before_a_stream_breaks_is_handed_on_first() -> None
         await peer.say(CHUNKED + b"3\r\nabc\r\n")
         await broken.wait()
 
-    async with (
-        serving(behaviour) as served,
-        upstream() as client,
-        client.send(served.url, HEADERS, BODY) as reply,
-    ):
-        chunks = reply.chunks()
-        assert await anext(chunks) == b"abc"
-        broken.set()
-        with pytest.raises(UpstreamError, match="broke"):
-            await anext(chunks)
+    async with serving(behaviour) as served, upstream() as client:
+        with closing(await client.send(served.url, HEADERS, BODY)) as reply:
+            assert await reply.chunk() == b"abc"
+            broken.set()
+            with pytest.raises(UpstreamError, match="broke"):
+                await reply.chunk()
 
 
 @pytest.mark.parametrize(
@@ -325,13 +315,10 @@ async def test_the_limit_holds_for_what_a_compressed_reply_becomes() -> None:
 async def test_a_reply_that_is_compressed_all_the_same_is_read_and_loses_the_header() -> None:
     packed = gzip.compress(b"hello")
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-    async with (
-        serving(always(head + packed)) as served,
-        upstream() as client,
-        client.send(served.url, HEADERS, BODY) as reply,
-    ):
-        assert dict(reply.headers) == {}
-        assert await reply.read() == b"hello"
+    async with serving(always(head + packed)) as served, upstream() as client:
+        with closing(await client.send(served.url, HEADERS, BODY)) as reply:
+            assert dict(reply.headers) == {}
+            assert await reply.read() == b"hello"
 
 
 async def test_a_body_that_is_not_what_its_encoding_says_is_named() -> None:
@@ -343,12 +330,9 @@ async def test_a_body_that_is_not_what_its_encoding_says_is_named() -> None:
 async def test_a_redirect_is_a_reply_and_is_not_followed() -> None:
     async with serving(always(OK)) as target:
         redirect = b"HTTP/1.1 302 Found\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % target.url.encode()
-        async with (
-            serving(always(redirect)) as served,
-            upstream() as client,
-            client.send(served.url, HEADERS, BODY) as reply,
-        ):
-            assert reply.status == 302
+        async with serving(always(redirect)) as served, upstream() as client:
+            with closing(await client.send(served.url, HEADERS, BODY)) as reply:
+                assert reply.status == 302
         assert target.connections == 0
 
 
@@ -376,8 +360,8 @@ async def test_a_proxy_in_the_environment_is_ignored(monkeypatch: pytest.MonkeyP
 async def test_a_reply_read_to_its_end_gives_its_connection_back(reply: bytes) -> None:
     async with serving(always(reply)) as served, upstream() as client:
         assert await ask(client, served.url) == b"ok"
-        async with client.send(served.url, HEADERS, BODY) as streamed:
-            assert b"".join([chunk async for chunk in streamed.chunks()]) == b"ok"
+        with closing(await client.send(served.url, HEADERS, BODY)) as streamed:
+            assert (await streamed.chunk(), await streamed.chunk()) == (b"ok", b"")
         assert await ask(client, served.url) == b"ok"
     assert (len(served.requests), served.connections) == (3, 1)
 
@@ -409,11 +393,10 @@ async def test_leaving_before_the_end_closes_the_connection_at_once() -> None:
         left.set()
 
     async with serving(behaviour) as served, upstream() as client:
-        sending = client.send(served.url, HEADERS, BODY)
-        reply = await sending.__aenter__()
-        assert await anext(reply.chunks()) == b"abc"
+        reply = await client.send(served.url, HEADERS, BODY)
+        assert await reply.chunk() == b"abc"
         assert not left.is_set()
-        await sending.__aexit__(None, None, None)
+        reply.close()
         await left.wait()  # the upstream itself is still open
 
 
@@ -506,15 +489,12 @@ async def test_nothing_is_read_ahead_of_a_reader_that_has_stopped() -> None:
         peer.writer.write(bytes(size))
         await peer.until_client_leaves()
 
-    async with (
-        serving(behaviour) as served,
-        upstream() as client,
-        client.send(served.url, HEADERS, BODY) as reply,
-    ):
-        received = len(await anext(reply.chunks()))
-        for _ in range(500):  # takes the loop round often enough to pump 64 MiB through it
-            await ask(client, served.url)
-        waiting = peers[0].writer.transport.get_write_buffer_size()
+    async with serving(behaviour) as served, upstream() as client:
+        with closing(await client.send(served.url, HEADERS, BODY)) as reply:
+            received = len(await reply.chunk())
+            for _ in range(500):  # takes the loop round often enough to pump 64 MiB through it
+                await ask(client, served.url)
+            waiting = peers[0].writer.transport.get_write_buffer_size()
     assert received < size // 4
     assert waiting > size // 2
 
