@@ -14,12 +14,12 @@ from bandit.latency import LatencyStatistics
 from bandit.statistics import CallStatistics
 from feedback.answers import Answered, calls_of, latency_of
 from feedback.events import Called, encode_called
+from feedback.records import NO_EXPLANATION
 from feedback.store import Log, StoreError
 
 DECISIONS_KEPT: Final = 20_000
 ANSWERS_HELD: Final = 1024
 BATCH: Final = 256
-NO_EXPLANATION: Final = b"{}"  # what stands for the rest of a record whose prefix alone is known
 
 
 class Recorder:

@@ -1,7 +1,8 @@
 """The record of a decision, as compact bytes: a prefix that is all a rating needs to be learned, then an explanation.
 
     prefix   64-byte head | arm name (UTF-8) | x as d float16        copied unchanged into the log when a rating arrives
-    rest     JSON: candidates with their probabilities, exclusions with their codes, the objective, the log position
+    rest     a line of JSON: candidates with their prices, exclusions with their codes, the policy, the log position;
+             then of K candidates: probabilities as K float64 | beliefs as K x 5 float32
 
 The head is little-endian: version u8, attempt u8, prefix length u16, d u16, arm length u16, decided_at f64 (Unix
 seconds), propensity f64, features tag 8 bytes, policy tag 8 bytes, what the registry said of the call's price:
@@ -11,11 +12,13 @@ and quality_sd f32 (how unsure that expectation was, the noise of a rating left 
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from bandit.decide import Decision
 from bandit.features import TAG
@@ -26,6 +29,14 @@ HEAD: Final = struct.Struct("<BBHHHdd8s8sQQff")
 D_MAX: Final = 1024
 X_MAX: Final = 64.0  # |x| above this is no feature of ours
 EXPECTED_MAX: Final = 1e6  # nor is this a quality that anybody expected
+BELIEFS: Final = (
+    "quality_mean",
+    "quality_sd",
+    "cost_usd",
+    "latency_s",
+    "utility",
+)  # NaN where nothing is known
+NO_EXPLANATION: Final = b"{}"  # what stands for the rest of a record whose prefix alone is known
 DECIDED_AT_MAX: Final = 2.0**36  # the year 4147: a later time is no clock's, and its weight would overflow
 
 
@@ -115,19 +126,45 @@ def policy_tag(*parts: object) -> bytes:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
 
 
-def encode_record(prefix: DecisionPrefix, explanation: dict[str, Any]) -> bytes:
-    """explanation: what JSON can say, and arrays of numbers, whose NaN is null."""
-    return prefix.encode() + orjson.dumps(explanation, option=orjson.OPT_SERIALIZE_NUMPY)
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """told: what JSON can say, with `candidates`, a list of K, wherever there are numbers of them. probabilities (K,);
+    beliefs (K, 5): columns as BELIEFS.
+    """
+
+    told: Mapping[str, Any]
+    probabilities: Vector
+    beliefs: NDArray[np.float32]
+
+    def encode(self) -> bytes:
+        numbers = self.probabilities.astype("<f8").tobytes() + self.beliefs.astype("<f4").tobytes()
+        return orjson.dumps(self.told, option=orjson.OPT_APPEND_NEWLINE) + numbers
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Explanation":
+        """Raises MalformedError."""
+        line, _, numbers = data.partition(b"\n")
+        try:
+            told = orjson.loads(line)
+            K = len(told.get("candidates", ()))
+        except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
+            raise MalformedError("a decision's explanation is no JSON") from error
+        if len(numbers) != K * (8 + 4 * len(BELIEFS)):
+            raise MalformedError("a decision has not as many numbers as candidates")
+        probabilities = np.frombuffer(numbers, "<f8", K).astype(np.float64)
+        beliefs = np.frombuffer(numbers, "<f4", K * len(BELIEFS), 8 * K).astype(np.float32)
+        return cls(told, probabilities, beliefs.reshape(K, len(BELIEFS)))
 
 
-def decode_record(data: bytes) -> tuple[DecisionPrefix, dict[str, Any]]:
+def encode_record(prefix: DecisionPrefix, explanation: Explanation | None = None) -> bytes:
+    """Without an explanation: all that learning needs, and no more."""
+    return prefix.encode() + (NO_EXPLANATION if explanation is None else explanation.encode())
+
+
+def decode_record(data: bytes) -> tuple[DecisionPrefix, Explanation]:
     """Raises MalformedError."""
     prefix = prefix_bytes(data)
-    try:
-        explanation = orjson.loads(data[len(prefix) :])
-    except orjson.JSONDecodeError as error:
-        raise MalformedError("a decision's explanation is no JSON") from error
-    return DecisionPrefix.decode(prefix), explanation
+    return DecisionPrefix.decode(prefix), Explanation.decode(data[len(prefix) :])
 
 
 def prefix_bytes(record: bytes) -> bytes:

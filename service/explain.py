@@ -7,19 +7,21 @@ objective makes of them, and the probability with which it was chosen. Per model
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from math import isfinite
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, cast
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from bandit.arms import Exclusion
+from bandit.arms import Arm, Exclusion
 from bandit.decide import Decision
 from bandit.policy import Policy, objective_of
 from bandit.posterior import Posterior
-from bandit.types import Matrix, Needs
-from feedback.records import DecisionPrefix
+from bandit.types import Needs
+from feedback.records import BELIEFS, DecisionPrefix, Explanation
 from service.outcomes import Outcome
 
 CODES: Final[Mapping[str, str]] = MappingProxyType(
@@ -38,94 +40,107 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "cascade": "it is several calls, which only a gateway makes",
     }
 )
-BELIEFS: Final = ("quality_mean", "quality_sd", "cost_usd", "latency_s", "utility")
-_UNITS: Final = np.array([1e6, 1e6, 1e12, 1e4, 1e6])  # to what part of one each is told
-_NEEDS: Final = attrgetter(*Needs.__slots__)
+NEEDS: Final = attrgetter(*Needs.__slots__)
+LISTED_KEPT: Final = 64  # choices of candidates that are kept as JSON
+_UNITS: Final = np.array([1e6, 1e6, 1e12, 1e4, 1e6])  # to what part of one each belief is told
 
 
-def beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> Matrix:
-    """(K, 5) what was believed of each candidate, in the order of BELIEFS; NaN, null in JSON, where nothing is known.
+def explanation_of(
+    route: str, policy: Policy, posterior: Posterior, decision: Decision, excluded: Sequence[Exclusion]
+) -> Explanation:
+    """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it."""
+    told = {
+        "route": route,
+        "policy": _told(cast("Hashable", policy)),
+        "log": decision.token,
+        "candidates": _listed(decision.candidates),
+        "needs": NEEDS(decision.context.needs),
+        "excluded": {e.arm: e.code for e in excluded},
+    }
+    return Explanation(told, decision.probabilities, _beliefs(policy, posterior, decision))
 
-    quality_mean: within 0..1, which a linear model is not. utility: of the expected quality, where the policy weighs any.
+
+def _beliefs(policy: Policy, posterior: Posterior, decision: Decision) -> NDArray[np.float32]:
+    """(K, 5) what was believed of each candidate. quality_mean: within 0..1, which a linear model is not. utility: of the
+    expected quality, where the policy weighs any.
     """
-    told = np.empty((len(decision.candidates), len(BELIEFS)))
+    told = np.empty((len(decision.candidates), len(BELIEFS)), np.float32)
     told[:, 0] = np.minimum(np.maximum(decision.quality_mean, 0.0), 1.0)
     told[:, 1] = decision.quality_sd
     told[:, 2] = decision.cost_usd
     told[:, 3] = posterior.cost.latency_s(decision.candidates)
     told[:, 4] = decision.utility if objective_of(policy) is not None else np.nan
-    rounded: Matrix = (
-        np.rint(told * _UNITS) / _UNITS
-    )  # an arm that may not be called is worth minus infinity: null too
-    return rounded
+    return told
 
 
-def explanation_of(
-    route: str, policy: Policy, decision: Decision, excluded: Sequence[Exclusion], believed: Matrix
-) -> dict[str, Any]:
-    """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it."""
-    return {
-        "route": route,
-        "policy": _told(cast("Hashable", policy)),
-        "log": decision.token,
-        "candidates": [
-            [arm.name, p, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out]
-            for arm, p in zip(decision.candidates, decision.probabilities.tolist(), strict=True)
-        ],
-        "needs": _NEEDS(decision.context.needs),
-        "excluded": {e.arm: e.code for e in excluded},
-        "beliefs": believed,
-    }
+class _Listed:
+    """Candidates with their prices, as JSON that is made once for as long as the very same arms are asked for."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], tuple[tuple[Arm, ...], orjson.Fragment]] = {}
+
+    def __call__(self, arms: tuple[Arm, ...]) -> orjson.Fragment:
+        key = tuple(map(id, arms))  # nobody else's as long as the arms are kept here
+        kept = self._kept.get(key)
+        if kept is None:
+            if len(self._kept) >= LISTED_KEPT:
+                self._kept.clear()
+            rows = [(arm.name, arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out) for arm in arms]
+            kept = self._kept[key] = (arms, orjson.Fragment(orjson.dumps(rows)))
+        return kept[1]
 
 
-def as_stored(explanation: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An explanation as it is read back from a record."""
-    stored: Mapping[str, Any] = orjson.loads(orjson.dumps(explanation, option=orjson.OPT_SERIALIZE_NUMPY))
-    return stored
+_listed: Final = _Listed()
 
 
 def shown(
-    explanation: Mapping[str, Any], *, chosen: str, propensity: float, reasons: Mapping[str, str]
+    explanation: Explanation, *, chosen: str, propensity: float, reasons: Mapping[str, str]
 ) -> dict[str, Any]:
-    """An explanation in words that need no manual. reasons: sentences for models left out, where they are known."""
-    believed = explanation.get("beliefs") or [[None] * len(BELIEFS)] * len(explanation["candidates"])
+    """An explanation, as it is read back from a record, in words that need no manual. reasons: sentences for models left
+    out, where they are known.
+    """
+    told = explanation.told
+    rounded = np.rint(explanation.beliefs * _UNITS) / _UNITS
     candidates = [
         {
             "model": name,
             "probability": probability,
             "price_usd_per_mtok_in": price_in,
             "price_usd_per_mtok_out": price_out,
-            **dict(zip(BELIEFS, belief, strict=True)),
+            **{what: value if isfinite(value) else None for what, value in zip(BELIEFS, belief, strict=True)},
         }
-        for (name, probability, price_in, price_out), belief in zip(
-            explanation["candidates"], believed, strict=True
+        for (name, price_in, price_out), probability, belief in zip(
+            told["candidates"], explanation.probabilities.tolist(), rounded.tolist(), strict=True
         )
     ]
     return {
-        "route": explanation["route"],
+        "route": told["route"],
         "model": chosen,
         "propensity": propensity,
         "choice": _choice(candidates, chosen),
         "candidates": candidates,
         "excluded": [
             {"model": name, "code": code, "reason": reasons.get(name) or CODES.get(code)}
-            for name, code in explanation["excluded"].items()
+            for name, code in told["excluded"].items()
         ],
-        "needs": asdict(Needs(*explanation["needs"])),
-        "policy": explanation["policy"],
-        "snapshot": explanation["log"],
+        "needs": asdict(Needs(*told["needs"])),
+        "policy": told["policy"],
+        "snapshot": told["log"],
     }
 
 
 def shown_record(
-    decision_id: str, prefix: DecisionPrefix, explanation: Mapping[str, Any], outcomes: Sequence[Outcome]
+    decision_id: str, prefix: DecisionPrefix, explanation: Explanation, outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
     """A stored decision, and what became of it as far as this process knows."""
+    known: dict[str, Any] = {"model": prefix.arm, "propensity": prefix.propensity}
+    if explanation.told:
+        known = shown(explanation, chosen=prefix.arm, propensity=prefix.propensity, reasons={})
     return {
         "decision_id": decision_id,
         "decided_at": prefix.decided_at,
         "attempt": prefix.attempt,
-        **shown(explanation, chosen=prefix.arm, propensity=prefix.propensity, reasons={}),
+        **known,
         "features": prefix.x.tolist(),
         "calls": [asdict(outcome) for outcome in outcomes],
     }

@@ -30,8 +30,9 @@ SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Of one model on one route: looked up once."""
+    """Of calls to one model on one route that came out alike: looked up once."""
 
+    calls: Counter
     latency: Histogram
     first_byte: Histogram
     tokens_in: Counter
@@ -44,7 +45,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._series: dict[tuple[str, str], _Series] = {}
+        self._series: dict[tuple[str, str, str], _Series] = {}
         counter, histogram = self._counter, self._histogram
         self._requests = counter(
             "requests", "Chat requests answered, by the status the client saw.", "status"
@@ -88,9 +89,9 @@ class Metrics:
     def called(self, decision_id: str, outcome: Outcome) -> None:
         if outcome.stages:  # its calls were counted one by one
             return
-        route, model = outcome.route, outcome.model
-        series = self._series.get((route, model)) or self._new_series(route, model)
-        self._calls.labels(route, model, outcome.status).inc()
+        key = outcome.route, outcome.model, outcome.status
+        series = self._series.get(key) or self._new_series(*key)
+        series.calls.inc()
         if outcome.first_byte_s is not None:
             series.first_byte.observe(outcome.first_byte_s)
         if outcome.status == "answered":
@@ -101,8 +102,9 @@ class Metrics:
         if outcome.cost_usd is not None:
             series.cost.inc(max(outcome.cost_usd, 0.0))
 
-    def _new_series(self, route: str, model: str) -> "_Series":
-        series = self._series[route, model] = _Series(
+    def _new_series(self, route: str, model: str, status: str) -> "_Series":
+        series = self._series[route, model, status] = _Series(
+            calls=self._calls.labels(route, model, status),
             latency=self._latency.labels(model),
             first_byte=self._first_byte.labels(model),
             tokens_in=self._tokens.labels(model, "in"),

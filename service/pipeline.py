@@ -20,13 +20,13 @@ from bandit.features import context_of
 from bandit.latency import LatencyModel, in_time
 from bandit.policy import Policy, objective_of
 from bandit.types import Context, Vector
-from feedback.records import encode_record, prefix_of
+from feedback.records import Explanation, encode_record, prefix_of
 from service.access import ANYBODY, Caller
 from service.budgets import Budgets
 from service.calls import Answer, Attempt, Bill, Call, Calls, Line, Shell, Tries
 from service.deployments import REASONS, Deployments
 from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
-from service.explain import CODES, as_stored, beliefs, explanation_of, shown
+from service.explain import CODES, explanation_of, shown
 from service.hedge import hedged
 from service.narrowing import narrowed
 from service.outcomes import Outcomes
@@ -111,7 +111,7 @@ class Pipeline:
         candidates, excluded = self._candidates(request)
         decision_id = self._shell.new_id(request.route.learned.scope)
         decision = self._decide(request, candidates, decision_id)
-        explanation = as_stored(self._explanation(request, decision, excluded))
+        explanation = Explanation.decode(self._explanation(request, decision, excluded).encode())
         reasons = {exclusion.arm: exclusion.reason for exclusion in excluded}
         told = shown(explanation, chosen=decision.arm.name, propensity=decision.propensity, reasons=reasons)
         return {"decision_id": None, **told}
@@ -312,10 +312,9 @@ class Pipeline:
 
     def _explanation(
         self, request: _Request, decision: Decision, excluded: tuple[Exclusion, ...]
-    ) -> dict[str, Any]:
+    ) -> Explanation:
         posterior = request.route.learned.replica.posterior
-        believed = beliefs(request.policy, posterior, decision)
-        return explanation_of(request.route.name, request.policy, decision, excluded, believed)
+        return explanation_of(request.route.name, request.policy, posterior, decision, excluded)
 
     def _drop(self, request: _Request, attempt: Attempt, failed: FailedError) -> None:
         """The model that failed is no candidate any more; where the request was too long for it, nor is a shorter one."""

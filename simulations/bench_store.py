@@ -191,7 +191,7 @@ def _features(n: int, d: int = DIMENSION) -> np.ndarray[tuple[int], np.dtype[np.
 
 def _record(n: int, models: int, d: int = DIMENSION) -> bytes:
     prefix = DecisionPrefix(f"model-{n % models}", _features(n, d), 1.79e9 + n, 0.5, TAG, b"policy!!")
-    return encode_record(prefix, {})
+    return encode_record(prefix)
 
 
 def _rating(n: int, record: bytes | None = None) -> Feedback:

@@ -215,7 +215,7 @@ class Schedule:
         decision = new_id(SECRET, SCOPE, now_s=self._now, entropy=self._rng.randbytes(8))
         x = np.array([1.0, *(self._rng.randint(-2, 2) for _ in range(DIMENSION - 1))])
         prefix = DecisionPrefix(decision, x, BEGIN_S, 0.5, TAG, b"policy!!", listed_in_nano_usd=1_000)
-        self._made[decision] = encode_record(prefix, {})
+        self._made[decision] = encode_record(prefix)
         life.learning.routes[SCOPE].recorder.decided(decision, self._made[decision])
         life.learning.routes[SCOPE].recorder.called("any", CallStatistics(calls=1))
         self._called += 1

@@ -68,7 +68,7 @@ class Gateway:
         x = np.eye(1, DIMENSION)[0]
         prefix = DecisionPrefix("small", x, time.time(), 0.5, TAG, b"policy!!")
         recorder = self.learning.routes[scope].recorder
-        recorder.decided(decision_id, encode_record(prefix, {}))
+        recorder.decided(decision_id, encode_record(prefix))
         recorder.called("small", CallStatistics(calls=1))
         return decision_id
 

@@ -97,7 +97,7 @@ class Gateway:
         x = np.eye(1, DIMENSION)[0]
         now = self.site.clock()
         prefix = DecisionPrefix(arm, x, now, 0.5, TAG, b"policy!!", listed_in_nano_usd=1_000)
-        return encode_record(prefix, {})
+        return encode_record(prefix)
 
     async def rate(
         self, decision_id: str, value: float = 0.5, key: str | None = None, source: str = "user"
@@ -235,7 +235,7 @@ async def test_an_id_signed_with_the_secret_before_is_still_taken(gateway: Gatew
 @pytest.mark.parametrize(
     "decision_id",
     [
-        "rt-" + "a" * 32,
+        "rt-" + "a" * 40,
         "",
         "chatcmpl-123",
         new_id(b"x" * 32, "tenant.route", now_s=1.79e9, entropy=bytes(8)),

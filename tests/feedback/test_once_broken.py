@@ -28,7 +28,7 @@ from feedback.store import Answer, Feedback, Log, position
 SCOPE = "tenant.route"
 SECRET = b"a secret of thirty-two bytes, at least"
 PREFIX = DecisionPrefix("small", np.eye(1, DIMENSION)[0], 1.79e9, 0.5, TAG, b"policy!!")
-RECORD = encode_record(PREFIX, {})
+RECORD = encode_record(PREFIX)
 
 
 def rating(n: int) -> Feedback:

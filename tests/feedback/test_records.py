@@ -20,6 +20,7 @@ from feedback.records import (
     HEAD,
     X_MAX,
     DecisionPrefix,
+    Explanation,
     MalformedError,
     decode_record,
     encode_record,
@@ -101,6 +102,13 @@ def test_a_prefix_survives_its_bytes_to_the_last_bit(
     assert back.x.tobytes() == given.x.tobytes()
 
 
+EXPLANATION = Explanation(
+    {"candidates": [["small", 0.5, 1.5], ["large", 2.5, 10.0]], "policy": "of\nlines"},
+    np.array([1 / 3, 2 / 3]),
+    np.array([[0.1, 0.2, 1e-7, np.nan, -np.inf], [1, 2, 3, 4, 5]], np.float32),
+)
+
+
 def test_a_record_says_what_was_decided_on_and_what_it_should_cost() -> None:
     arms = (Arm("small", 0.5, 1.5), Arm("large", 2.5, 10.0))
     context = Context(np.eye(1, DIMENSION)[0], Needs(tokens_in=1000))
@@ -108,13 +116,15 @@ def test_a_record_says_what_was_decided_on_and_what_it_should_cost() -> None:
     decisions = [decide(Uniform(), posterior, context, arms, f"rt-{n}") for n in range(20)]
     decision = next(decision for decision in decisions if decision.arm.name == "large")
     made = prefix_of(decision, decided_at=NOW, policy=b"policy!!", attempt=1)
-    back, explanation = decode_record(encode_record(made, {"candidates": {"small": 0.5, "large": 0.5}}))
+    back, explanation = decode_record(encode_record(made, EXPLANATION))
     assert (back.arm, back.propensity, back.attempt, back.decided_at) == ("large", 0.5, 1, NOW)
     assert (back.features, back.policy) == (TAG, b"policy!!")
     assert back.x.tobytes() == context.x.tobytes()
     assert back.listed_in_nano_usd == 2_500_000  # 1000 tokens at 2.50 USD per million: 0.0025 USD
     assert back.listed_out_nano_usd_per_token == 10_000  # 10 USD per million tokens
-    assert explanation == {"candidates": {"small": 0.5, "large": 0.5}}
+    assert explanation.told == EXPLANATION.told
+    assert explanation.probabilities.tobytes() == EXPLANATION.probabilities.tobytes()
+    assert explanation.beliefs.tobytes() == EXPLANATION.beliefs.tobytes()
     prediction = posterior.quality.predict(context.x, ["large"])
     assert back.quality_mean == np.float32(prediction.mean[0])
     assert back.quality_sd == pytest.approx(np.sqrt(prediction.covariance[0, 0]), rel=1e-6)
@@ -122,7 +132,7 @@ def test_a_record_says_what_was_decided_on_and_what_it_should_cost() -> None:
 
 
 def test_a_record_cut_short_anywhere_is_refused() -> None:
-    record = encode_record(prefix(), {"objective": "quality", "candidates": {"small": 1.0}})
+    record = encode_record(prefix(), EXPLANATION)
     decode_record(record)
     for length in range(len(record)):
         with pytest.raises(MalformedError):
@@ -130,7 +140,7 @@ def test_a_record_cut_short_anywhere_is_refused() -> None:
 
 
 def test_a_record_is_known_by_its_lengths_alone() -> None:
-    record = encode_record(prefix(), {"objective": "quality"})
+    record = encode_record(prefix(), EXPLANATION)
     assert prefix_bytes(record) == prefix().encode()
     assert prefix_bytes(prefix().encode() + b"no json") == prefix().encode()
 
@@ -146,7 +156,7 @@ def test_a_record_is_known_by_its_lengths_alone() -> None:
     ],
 )
 def test_a_head_that_contradicts_itself_is_refused(offset: int, value: int) -> None:
-    data = bytearray(encode_record(prefix(), {}))
+    data = bytearray(encode_record(prefix()))
     data[offset] = value
     with pytest.raises(MalformedError, match="lengths"):
         decode_record(bytes(data))

@@ -76,7 +76,7 @@ class Route:
             rng = np.random.default_rng(n)
             x = np.concatenate([[1.0], rng.normal(size=DIMENSION - 1)]).astype(np.float16).astype(np.float64)
             prefix = DecisionPrefix(ARMS[n % 3].name, x, NOW + 7e5 * rng.random(), 0.5, TAG, b"policy!!")
-            feedback = Feedback(f"d-{n}", RATED, "user", rng.random(), bytes(8), encode_record(prefix, {}))
+            feedback = Feedback(f"d-{n}", RATED, "user", rng.random(), bytes(8), encode_record(prefix))
             await self.log.give_feedback(feedback)
         self.given += count
 
@@ -587,7 +587,7 @@ async def rate_small(route: Route, quality: float, count: int) -> None:
     for n in range(route.given, route.given + count):
         rating = float(np.clip(np.random.default_rng(n).normal(quality, 0.15), 0, 1))
         prefix = DecisionPrefix("small", x, NOW, 0.5, TAG, b"policy!!", quality_mean=0.7, quality_sd=0.05)
-        feedback = Feedback(f"d-{n}", RATED, "user", rating, bytes(8), encode_record(prefix, {}))
+        feedback = Feedback(f"d-{n}", RATED, "user", rating, bytes(8), encode_record(prefix))
         await route.log.give_feedback(feedback)
     route.given += count
 

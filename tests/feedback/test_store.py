@@ -41,7 +41,7 @@ from feedback.events import (
 )
 from feedback.learn import fold
 from feedback.memory_store import MemoryStore
-from feedback.records import DecisionPrefix, encode_record
+from feedback.records import DecisionPrefix, Explanation, encode_record
 from feedback.redis_client import RedisClient
 from feedback.redis_store import RedisStore
 from feedback.state import START, State
@@ -63,8 +63,10 @@ from feedback.store import (
 TTL_MS = 3_600_000
 PATIENT_S = 10.0  # a busy machine is no broken store
 PREFIX = DecisionPrefix("small", np.array([1.0, 0.5]), 1.79e9, 0.5, b"features", b"policy!!")
-RECORD = encode_record(PREFIX, {"candidates": {"small": 0.5, "large": 0.5}})
-OTHER = encode_record(DecisionPrefix("large", np.ones(2), 1.79e9, 0.5, b"features", b"policy!!"), {})
+RECORD = encode_record(
+    PREFIX, Explanation({"candidates": ["small"]}, np.ones(1), np.ones((1, 5), np.float32))
+)
+OTHER = encode_record(DecisionPrefix("large", np.ones(2), 1.79e9, 0.5, b"features", b"policy!!"))
 EMPTY = State(b"features", 2)
 T = TypeVar("T")
 Client = Any  # redis types every answer as one of the synchronous and of the asynchronous client

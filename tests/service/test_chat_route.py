@@ -191,8 +191,9 @@ async def test_record_holds_what_was_decided(gateway):
     ((prefix, explanation),) = gateway.records()
     assert prefix.arm == response.json()["model"]
     assert prefix.decided_at == NOW
-    assert explanation["route"] == "auto"
-    probabilities = {name: p for name, p, *_ in explanation["candidates"]}
+    assert explanation.told["route"] == "auto"
+    names = [name for name, *_ in explanation.told["candidates"]]
+    probabilities = dict(zip(names, explanation.probabilities.tolist(), strict=True))
     assert set(probabilities) == {"small", "large"}
     assert sum(probabilities.values()) == pytest.approx(1.0, abs=1e-12)
     assert prefix.propensity == probabilities[prefix.arm]
@@ -216,21 +217,21 @@ async def test_any_decision_can_be_made_again_from_its_record_and_the_log(gatewa
         prefix, explanation = decode_record(await route.log.get_decision(decision_id))
         state, model = State(TAG, DIMENSION), route.replica.model
         for entry in (await route.log.read(START, 10_000)).entries:
-            if state.cursor == explanation["log"]:
+            if state.cursor == explanation.told["log"]:
                 break
             state = fold(state, entry.token, entry.data)
         again = decide(
             eval(
-                explanation["policy"],
+                explanation.told["policy"],
                 {"Thompson": Thompson, "Balanced": Balanced, "Newcomers": Newcomers, "inf": inf},
             ),
             state.posterior(model),
-            Context(prefix.x, Needs(*explanation["needs"])),
-            [Arm(name, *prices) for name, _, *prices in explanation["candidates"]],
+            Context(prefix.x, Needs(*explanation.told["needs"])),
+            [Arm(name, *prices) for name, *prices in explanation.told["candidates"]],
             decision_id,
         )
         assert (again.arm.name, again.propensity) == (prefix.arm, prefix.propensity)
-        assert again.probabilities.tolist() == [p for _, p, *_ in explanation["candidates"]]
+        assert again.probabilities.tolist() == explanation.probabilities.tolist()
         chosen.add(again.arm.name)
     assert chosen == {"small", "large"}
 
@@ -326,7 +327,7 @@ async def test_a_model_that_fails_before_its_first_byte_gives_way_to_the_next(ga
     for _ in range(6):  # whichever is chosen first
         response = await gateway.ask("auto", stream=False)
         assert (response.status_code, response.json()["model"]) == (200, "large")
-    attempts = [(p.arm, p.attempt, [name for name, *_ in e["candidates"]]) for p, e in gateway.records()]
+    attempts = [(p.arm, p.attempt, [name for name, *_ in e.told["candidates"]]) for p, e in gateway.records()]
     assert ("large", 1, ["large"]) in attempts or all(arm == "large" for arm, *_ in attempts)
     if "small" in gateway.calls():
         assert gateway.calls()["small"].failures > 0
@@ -390,8 +391,8 @@ async def test_fixed_route_fails_over_in_order_and_skips_a_model_without_key(gat
     response = await gateway.ask("first")
     assert response.json()["model"] == "large"
     (_, small), (_, large) = gateway.records("first")
-    assert small["excluded"] == {"keyed": "unavailable"}
-    assert large["excluded"] == {"keyed": "unavailable", "small": "unavailable"}
+    assert small.told["excluded"] == {"keyed": "unavailable"}
+    assert large.told["excluded"] == {"keyed": "unavailable", "small": "unavailable"}
 
 
 async def test_last_error_is_told_in_the_openai_envelope_when_all_fail(gateway):
@@ -442,7 +443,8 @@ async def test_named_model_bypasses_routing_and_is_still_metered(gateway):
     response = await gateway.ask("large")
     assert response.json()["model"] == "large"
     ((prefix, explanation),) = gateway.records()
-    assert (prefix.propensity, explanation["candidates"]) == (1.0, [["large", 1.0, 5.0, 15.0]])
+    assert (prefix.propensity, explanation.probabilities.tolist()) == (1.0, [1.0])
+    assert explanation.told["candidates"] == [["large", 5.0, 15.0]]
     gateway.upstream.script["large"] = failing(500)
     assert (await gateway.ask("large")).status_code == 500
 
@@ -599,7 +601,7 @@ async def test_null_is_no_withdrawal(gateway):
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("rt-" + "a" * 32, 404), ("rt-x?judge=no%20name", 422), ("x" * 300, 422)]
+    ("path", "status"), [("rt-" + "a" * 40, 404), ("rt-x?judge=no%20name", 422), ("x" * 300, 422)]
 )
 async def test_a_withdrawal_of_what_is_not_ours_is_refused(gateway, path, status):
     response = await gateway.client.delete(f"/feedback/{path}")

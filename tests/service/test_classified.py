@@ -61,11 +61,12 @@ def test_the_predicted_kind_decides_and_every_candidate_keeps_its_share_of_the_f
     for task in ("code", "sums"):
         lab.ask(router={"task": task})
     for (prefix, explanation), best in zip(records(lab), ("large", "small"), strict=True):
-        probabilities = {name: p for name, p, *_ in explanation["candidates"]}
+        names = [name for name, *_ in explanation.told["candidates"]]
+        probabilities = dict(zip(names, explanation.probabilities.tolist(), strict=True))
         assert probabilities[best] > 0.98
         assert all(p > 0 for p in probabilities.values())
         assert prefix.propensity > 0
-        expected = dict(zip(probabilities, (belief[0] for belief in explanation["beliefs"]), strict=True))
+        expected = dict(zip(probabilities, explanation.beliefs[:, 0].tolist(), strict=True))
         assert expected["mine"] == pytest.approx(0.1)
 
 
@@ -77,7 +78,7 @@ def test_rules_narrow_and_the_classifier_chooses_among_the_rest(start_lab, scrip
     ask = [{"role": "user", "content": "urgent!"}]
     assert lab.ask(messages=ask, router={"task": "code"}).json()["model"] == "small"
     ((_, explanation),) = records(lab)
-    assert explanation["excluded"] == {"large": "rule"}
+    assert explanation.told["excluded"] == {"large": "rule"}
 
 
 def test_one_request_may_weigh_otherwise(start_lab, scripts, tmp_path):

@@ -43,14 +43,15 @@ def test_in_shadow_the_baseline_answers_and_what_the_strategy_would_do_is_record
     assert {lab.ask().json()["model"] for _ in range(12)} == {"small"}
     for prefix, explanation in records(lab):
         assert prefix.propensity == 1.0
-        assert explanation["policy"].startswith("Ramped(policy=Thompson(")
+        assert explanation.told["policy"].startswith("Ramped(policy=Thompson(")
 
 
 def test_a_ramp_mixes_the_strategy_with_the_baseline_exactly(start_lab, scripts):
     lab = started(start_lab, scripts, "    objective: quality\n    ramp: {baseline: small, share: 0.25}\n")
     lab.ask()
     ((_, explanation),) = records(lab)
-    probabilities = {name: p for name, p, *_ in explanation["candidates"]}
+    names = [name for name, *_ in explanation.told["candidates"]]
+    probabilities = dict(zip(names, explanation.probabilities.tolist(), strict=True))
     assert sum(probabilities.values()) == pytest.approx(1.0)
     assert probabilities["small"] >= 0.75
     assert 0 < probabilities["large"] <= 0.25
@@ -61,7 +62,7 @@ def test_a_budget_aims_every_decision_and_its_ledger_settles_at_what_was_billed(
     for _ in range(40):
         lab.ask()
     told = [explanation for _, explanation in records(lab)]
-    assert all("QualityUnderBudget(usd_per_request=" in explanation["policy"] for explanation in told)
+    assert all("QualityUnderBudget(usd_per_request=" in explanation.told["policy"] for explanation in told)
     pacers = lab.gateway.pipeline._pacers._pacers
     pacer = pacers["default.auto"]
     assert pacer.requests == 40
@@ -79,7 +80,7 @@ def test_a_request_with_an_objective_of_its_own_is_not_paced(start_lab, scripts)
     lab = started(start_lab, scripts, "    objective: quality\n    budget_usd_per_request: 0.002\n")
     lab.ask(router={"objective": "balanced", "usd_per_quality": 0.1})
     ((_, explanation),) = records(lab)
-    assert "Balanced(usd_per_quality=0.1)" in explanation["policy"]
+    assert "Balanced(usd_per_quality=0.1)" in explanation.told["policy"]
 
 
 def test_a_model_that_is_too_likely_to_be_late_is_left_out_with_its_reason(start_lab, scripts):
@@ -92,7 +93,7 @@ def test_a_model_that_is_too_likely_to_be_late_is_left_out_with_its_reason(start
     state = replica(lab).state
     replica(lab).state = replace(state, latencies={"small": seen(0.2), "large": seen(30.0)})
     assert {lab.ask().json()["model"] for _ in range(6)} == {"small"}
-    assert all(explanation["excluded"] == {"large": "latency"} for _, explanation in records(lab))
+    assert all(explanation.told["excluded"] == {"large": "latency"} for _, explanation in records(lab))
     told = lab.client.post(
         "/v1/decision", json={"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
     )
@@ -125,14 +126,14 @@ def test_a_floor_with_confidence_is_named_in_the_record(start_lab, scripts):
     )
     lab.ask()
     ((_, explanation),) = records(lab)
-    assert "Cost(quality_floor=0.05, baseline='large', confidence=0.9)" in explanation["policy"]
+    assert "Cost(quality_floor=0.05, baseline='large', confidence=0.9)" in explanation.told["policy"]
 
 
 def test_newcomers_have_their_allowance_in_the_policy(start_lab, scripts):
     lab = started(start_lab, scripts, "    objective: quality\n    newcomers: {share: 0.05}\n")
     lab.ask()
     ((_, explanation),) = records(lab)
-    assert "newcomers=Newcomers(ratings=8.0, share=0.05, usd_per_request=inf)" in explanation["policy"]
+    assert "newcomers=Newcomers(ratings=8.0, share=0.05, usd_per_request=inf)" in explanation.told["policy"]
 
 
 @pytest.mark.parametrize(

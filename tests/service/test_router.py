@@ -40,7 +40,7 @@ async def test_a_choice_is_a_recorded_decision_and_says_whom_to_ask(router):
     assert "sk-1" not in repr(choice)
     record = router.learning.routes["default.first"].recorder.record_of(choice.decision_id)
     prefix, explanation = decode_record(record)
-    assert (prefix.arm, prefix.propensity, explanation["needs"][1]) == ("small", choice.propensity, 9)
+    assert (prefix.arm, prefix.propensity, explanation.told["needs"][1]) == ("small", choice.propensity, 9)
     assert router.route(HELLO, model="large").reasoning_effort == "high"
 
 
@@ -62,7 +62,7 @@ async def test_a_model_that_failed_is_left_out_when_the_application_asks_again(r
     assert (choice.model, again.model) == ("small", "large")
     record = router.learning.routes["default.first"].recorder.record_of(again.decision_id)
     prefix, explanation = decode_record(record)
-    assert (prefix.attempt, explanation["excluded"]) == (1, {"small": "unavailable"})
+    assert (prefix.attempt, explanation.told["excluded"]) == (1, {"small": "unavailable"})
     with pytest.raises(ApiError) as nobody:
         router.route(HELLO, model="first", without=["small", "large"])
     assert nobody.value.status == 503
@@ -98,7 +98,7 @@ async def test_a_call_is_recorded_once_and_nonsense_is_refused_as_by_the_gateway
     with pytest.raises(ValidationError, match="from 0 to 1"):
         await router.feedback(choice.decision_id, rating=2)
     with pytest.raises(FeedbackRefusedError, match="no decision of this router"):
-        await router.feedback("rt-" + "a" * 32, rating=1)
+        await router.feedback("rt-" + "a" * 40, rating=1)
 
 
 async def test_tools_images_and_wishes_act_as_in_a_request(router):

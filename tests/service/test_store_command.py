@@ -48,7 +48,7 @@ class Place:
         await replica.poll()
         for n in range(10):
             prefix = DecisionPrefix("small", np.eye(1, DIMENSION)[0], 1.79e9, 0.5, TAG, b"policy!!")
-            record = encode_record(prefix, {})
+            record = encode_record(prefix)
             await log.give_feedback(Feedback(f"d{n}", RATED, "user", n / 10, b"%08d" % n, record))
             if n == 4:
                 now += 100.0

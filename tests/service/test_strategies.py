@@ -76,8 +76,8 @@ def test_rules_narrow_and_the_bandit_chooses_among_the_rest(start_lab, scripts):
         assert lab.ask("mixed", messages=[{"role": "user", "content": "urgent!"}]).json()["model"] == "large"
     lab.ask("mixed")
     *ruled, free = records(lab, "mixed")
-    assert all(e["excluded"] == {"small": "rule"} and p.propensity == 1.0 for p, e in ruled)
-    assert len(free[1]["candidates"]) == 2
+    assert all(e.told["excluded"] == {"small": "rule"} and p.propensity == 1.0 for p, e in ruled)
+    assert len(free[1].told["candidates"]) == 2
 
 
 CASCADE = (
@@ -276,9 +276,9 @@ def test_a_conversation_stays_with_the_model_that_holds_its_cache(start_lab, scr
     for _ in range(8):
         assert lab.ask(messages=turns()).json()["model"] == "small"
     prefix, explanation = records(lab)[-1]
-    assert explanation["excluded"] == {"large": "session"}
-    ((name, probability, price_in, _),) = explanation["candidates"]
-    assert (name, probability, prefix.propensity) == ("small", 1.0, 1.0)
+    assert explanation.told["excluded"] == {"large": "session"}
+    ((name, price_in, _),) = explanation.told["candidates"]
+    assert (name, explanation.probabilities.tolist(), prefix.propensity) == ("small", [1.0], 1.0)
     assert 0.1 < price_in < 0.15  # nearly all of the prompt at the cached price, as it was decided on
 
 
@@ -287,10 +287,10 @@ def test_another_conversation_or_a_route_that_does_not_stick_is_decided_freely(s
     everybody_answers(lab, scripts)
     lab.ask(messages=LONG, router={"candidates": ["small"]})
     lab.ask(messages=[{"role": "user", "content": "other"}, *turns()[1:]])
-    assert "session" not in records(lab)[-1][1]["excluded"].values()
+    assert "session" not in records(lab)[-1][1].told["excluded"].values()
     lab.ask("loose", messages=LONG, router={"candidates": ["small"]})
     lab.ask("loose", messages=turns())
-    assert records(lab, "loose")[-1][1]["excluded"] == {}
+    assert records(lab, "loose")[-1][1].told["excluded"] == {}
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_conversation_is_known_by_the_name_that_the_client_gives_it(start_lab,
     wishes = {"candidates": ["small"]} | name.get("router", {})
     lab.ask(messages=LONG, **{**name, "router": wishes})
     lab.ask(messages=LONG, **name)
-    assert records(lab)[-1][1]["excluded"] == {"large": "session"}
+    assert records(lab)[-1][1].told["excluded"] == {"large": "session"}
 
 
 def test_a_conversation_leaves_when_the_gain_beats_the_lost_cache(start_lab, scripts):
@@ -413,11 +413,11 @@ def test_a_wish_changes_one_request_and_is_recorded_with_it(start_lab, scripts):
     lab.ask(router={"objective": "cost", "quality_floor": 0.5, "exploration_floor": 0.0001})
     lab.ask()
     (wished, first), (plain, second) = records(lab)
-    assert "Cost(quality_floor=0.5, " in first["policy"]
-    assert "floor=0.0001" in first["policy"]
-    assert "Balanced(usd_per_quality=0.05)" in second["policy"]
+    assert "Cost(quality_floor=0.5, " in first.told["policy"]
+    assert "floor=0.0001" in first.told["policy"]
+    assert "Balanced(usd_per_quality=0.05)" in second.told["policy"]
     assert wished.policy != plain.policy
-    assert first["candidates"][0][1] > 0.99  # the cheap one
+    assert first.probabilities[0] > 0.99  # the cheap one
 
 
 def test_streams_and_answers_of_every_strategy_carry_their_decision(start_lab, scripts):

@@ -4,6 +4,8 @@ import hashlib
 
 import pytest
 
+from feedback.records import prefix_bytes
+
 HELLO = [{"role": "user", "content": "hi"}]
 
 
@@ -93,8 +95,22 @@ def test_a_decision_is_read_from_the_store_too(lab, scripts):
     assert lab.client.get(f"/v1/decisions/{decision_id}").json()["model"] == "one"
 
 
+def test_a_decision_of_which_only_what_learning_needs_is_left_is_told_as_far_as_it_is_known(lab, scripts):
+    lab.says(one=scripts.says(200, scripts.completion()), two=scripts.says(200, scripts.completion()))
+    decision_id = lab.ask().json()["id"].removeprefix("chatcmpl-")
+    recorder = lab.gateway.learning.routes["default.auto"].recorder
+    prefix = prefix_bytes(recorder.record_of(decision_id))
+    recorder._unwritten.clear()
+    recorder._written.clear()
+    recorder.joined(decision_id, prefix)
+    told = lab.client.get(f"/v1/decisions/{decision_id}").json()
+    assert (told["decision_id"], told["attempt"], 0 < told["propensity"] <= 1) == (decision_id, 0, True)
+    assert told["model"] in ("one", "two")
+    assert "candidates" not in told
+
+
 @pytest.mark.parametrize(
-    "decision_id", ["x", "rt-" + "a" * 32, "chatcmpl-rt-" + "a" * 32, "%00", "rt-" + "A" * 32]
+    "decision_id", ["x", "rt-" + "a" * 40, "chatcmpl-rt-" + "a" * 40, "%00", "rt-" + "A" * 40]
 )
 def test_an_id_that_nobody_made_is_404(lab, decision_id):
     response = lab.client.get(f"/v1/decisions/{decision_id}")
@@ -184,7 +200,7 @@ def test_a_tenant_sees_and_rates_its_own_decisions_only(start_lab, scripts):
     rating = {"decision_id": decision, "rating": 1}
     foreign = lab.client.post("/feedback", json=rating, headers=bearer("key-b"))
     forged = lab.client.post(
-        "/feedback", json=rating | {"decision_id": "rt-" + "a" * 32}, headers=bearer("key-b")
+        "/feedback", json=rating | {"decision_id": "rt-" + "a" * 40}, headers=bearer("key-b")
     )
     assert (
         (foreign.status_code, foreign.json()) == (forged.status_code, forged.json()) == (404, foreign.json())
