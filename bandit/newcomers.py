@@ -48,12 +48,14 @@ class Newcomers:
         new: Mask = belief.ratings < self.ratings
         return np.zeros_like(new) if new.all() or self.share == 0 else new
 
-    def welcomed(self, shares: Vector, belief: Belief, objective: Objective, normals: Vector) -> Vector:
-        """(K,) the policy's probabilities mixed with the newcomers' floors. normals (M x K,): of the posterior's draws."""
+    def welcomed(self, shares: Vector, belief: Belief, objective: Objective, deviations: Matrix) -> Vector:
+        """(K,) the policy's probabilities mixed with the newcomers' floors. deviations (M, K): the posterior's draws, each
+        less the mean.
+        """
         new = self.among(belief)
         if not new.any():
             return shares
-        chance = new & with_a_chance(belief, objective, belief.quality.draws(normals, scale=1.0))
+        chance = new & with_a_chance(belief, objective, deviations + belief.quality.mean)
         allowance_usd = self.usd_per_request
         if isinstance(objective, QualityUnderBudget):
             allowance_usd = min(allowance_usd, self.share * objective.usd_per_request)

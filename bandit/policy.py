@@ -52,8 +52,8 @@ class Thompson:
     def probabilities(self, belief: Belief, noise: Noise) -> Vector:
         K, objective = len(belief.arms), self.objective
         count = min(self.draws, NORMALS_MAX // K)  # M; fewer with hundreds of arms
-        normals = noise.normals(count * K)
-        quality = belief.quality.draws(normals, scale=self.spread(belief))  # (M, K)
+        deviations = belief.quality.deviations(noise.normals(count * K))  # (M, K)
+        quality = deviations * self.spread(belief) + belief.quality.mean
         utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
         preferred = objective.preferred(belief)
         if preferred is not everybody(K) and not preferred.all():
@@ -61,7 +61,7 @@ class Thompson:
         wins = np.bincount(utility.argmax(axis=1), minlength=K)
         greedy = wins * ((1.0 - self.floor) / count)
         shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
-        return self.newcomers.welcomed(shares, belief, objective, normals)
+        return self.newcomers.welcomed(shares, belief, objective, deviations)
 
     def spread(self, belief: Belief) -> float:
         """The factor on the posterior's spread at this decision."""

@@ -59,15 +59,14 @@ class Prediction:
         sd: Vector = np.sqrt(self.covariance.diagonal())
         return sd
 
-    def draws(self, normals: Vector, *, scale: float = 1.0) -> Matrix:
-        """(M, K) joint draws from M x K standard normals; scale multiplies the spread."""
+    def deviations(self, normals: Vector) -> Matrix:
+        """(M, K) joint draws from M x K standard normals, each less the mean."""
         K = len(self.mean)
         factor, failed = dpotrf(self.covariance, lower=0, clean=1)
         if failed:  # arms that cannot be told apart: their covariance is singular, and rounding took it below
             jitter = 1e-9 * float(self.covariance.trace()) + 1e-15
             factor = np.linalg.cholesky(self.covariance + jitter * np.eye(K)).T
-        drawn: Matrix = normals.reshape(-1, K) @ (scale * factor)
-        drawn += self.mean
+        drawn: Matrix = normals.reshape(-1, K) @ factor
         return drawn
 
 

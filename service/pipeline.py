@@ -8,7 +8,7 @@ next decision is made among the rest; every attempt is a decision of its own, wi
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -222,7 +222,9 @@ class Pipeline:
         waiting = {
             name: "it was asked in this request already" for name in request.asked if name not in request.out
         }
-        arms = [arm for arm in request.arms if arm.name not in request.out]
+        arms: Sequence[Arm] = request.arms
+        if request.out:
+            arms = [arm for arm in arms if arm.name not in request.out]
         able, unable = eligible(arms, request.context.needs, waiting)
         faults = self.deployments.faults([arm.name for arm in able], self.calls.now_s)
         excluded = (*request.out.values(), *unable)

@@ -102,7 +102,7 @@ def _decision_group(K: int) -> list[Candidate]:
 
     def choice(_: int) -> object:
         prediction = posterior.quality.predict(x, names)
-        return prediction.draws(normals, scale=0.2)[0].argmax()
+        return (prediction.deviations(normals)[0] * 0.2 + prediction.mean).argmax()
 
     sizes = f"{K} arms x {DIMENSION} features"
     return [

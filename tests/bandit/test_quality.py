@@ -212,12 +212,12 @@ def test_matches_mabwisers_ridge_for_one_arm():
         assert sd == pytest.approx((upper - expected) / 1.5, rel=1e-8)
 
 
-def test_draws_have_the_stated_moments():
+def test_deviations_have_the_stated_moments():
     posterior = SharedBaseline(PRIOR).fit(statistics(data(5, [3, 9, 0])), D)
     prediction = posterior.predict(np.r_[1.0, 0.5, -0.5, 1.0], ["arm0", "arm1", "arm2"])
     count = 40_000
-    draws = prediction.draws(np.random.default_rng(0).normal(size=3 * count))
-    np.testing.assert_allclose(draws.mean(axis=0), prediction.mean, atol=0.01)
+    draws = prediction.deviations(np.random.default_rng(0).normal(size=3 * count))
+    np.testing.assert_allclose(draws.mean(axis=0), 0.0, atol=0.01)
     np.testing.assert_allclose(np.cov(draws.T), prediction.covariance, rtol=0.06, atol=2e-4)
 
 
@@ -513,7 +513,7 @@ def test_all_prices_in_another_currency_change_no_belief(factor):
 
 def test_arms_that_cannot_be_told_apart_can_still_be_drawn():
     """Their covariance is singular; rounding may take it below."""
-    draws = Prediction(np.array([0.5, 0.5]), np.full((2, 2), 0.04)).draws(
+    draws = Prediction(np.array([0.5, 0.5]), np.full((2, 2), 0.04)).deviations(
         np.random.default_rng(0).normal(size=2000)
     )
     assert draws[:, 0].std() == pytest.approx(0.2, rel=0.1)
