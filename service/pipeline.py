@@ -409,9 +409,8 @@ class Pipeline:
         if cascade.signal == "logprob" or cascade.judge is None:
             return token_confidence(content, stream=stream)
         body = judge_request(cascade.judge, request.ask.prompt.user, text_of(content, stream=stream))
-        judging = self._request(parse_chat(body), request.caller)
         try:
-            tried = await self._first_that_answers(judging)
+            tried = await self._first_that_answers(self._request(parse_chat(body), request.caller))
         except ApiError:
             return None  # without its judge no answer is good enough
         with tried.line:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from simulations import (
     apgr,
     bench,
     bench_gateway,
+    bench_path,
     bench_quality,
     bench_store,
     conversations,
@@ -42,6 +43,8 @@ from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
 from simulations.schedules import run_schedules
 from simulations.tables import plain
+
+BENCHES: Final = ("quality", "times", "store", "gateway", "path", "memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -272,7 +275,7 @@ def _run_scenarios(options: argparse.Namespace) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        metavar="quality | times | store | gateway | memory | DIR",
+        metavar="quality | times | store | gateway | path | memory | DIR",
         nargs="*",
         help='which tables (default: all but memory), then folders of recorded outcomes, or "wheel" (default)',
     )
@@ -326,7 +329,7 @@ def _run_paretobandit(options: argparse.Namespace) -> None:
 
 
 def _run_bench(options: argparse.Namespace) -> None:
-    named = options.what[:1] and options.what[0] in ("quality", "times", "store", "gateway", "memory")
+    named = options.what[:1] and options.what[0] in BENCHES
     tables, *data = options.what if named else ["", *options.what]
     if tables in ("", "quality"):
         plan = bench_quality.Plan(
@@ -345,6 +348,8 @@ def _run_bench(options: argparse.Namespace) -> None:
         bench_store.run()
     if tables in ("", "gateway"):
         bench_gateway.run(bench_gateway.Plan(options.rounds, rivals=not options.without_rivals))
+    if tables in ("", "path"):
+        bench_path.path()
     if tables == "memory":
         bench_gateway.soak()
 
