@@ -46,22 +46,24 @@ class Newcomers:
     def among(self, belief: Belief) -> Mask:
         """(K,) which candidates are new beside others that are not."""
         new: Mask = belief.ratings < self.ratings
-        return np.zeros_like(new) if new.all() or self.share == 0 else new
+        nobody = self.share == 0 or np.count_nonzero(new) == len(new)
+        return np.zeros_like(new) if nobody else new
 
     def welcomed(self, shares: Vector, belief: Belief, objective: Objective, deviations: Matrix) -> Vector:
         """(K,) the policy's probabilities mixed with the newcomers' floors. deviations (M, K): the posterior's draws, each
         less the mean.
         """
         new = self.among(belief)
-        if not new.any():
+        newcomers = np.count_nonzero(new)
+        if not newcomers:
             return shares
         chance = new & with_a_chance(belief, objective, deviations + belief.quality.mean)
         allowance_usd = self.usd_per_request
         if isinstance(objective, QualityUnderBudget):
             allowance_usd = min(allowance_usd, self.share * objective.usd_per_request)
         most = np.minimum(self.share, allowance_usd / np.maximum(belief.cost_usd, 1e-300))
-        floors = np.where(chance, most / new.sum(), 0.0)
-        mixed: Vector = (1.0 - floors.sum()) * shares + floors
+        floors = np.where(chance, most / newcomers, 0.0)
+        mixed: Vector = (1.0 - np.add.reduce(floors)) * shares + floors
         return mixed
 
 
@@ -70,9 +72,13 @@ def with_a_chance(belief: Belief, objective: Objective, quality: Matrix) -> Mask
     if isinstance(objective, QualityUnderBudget):
         objective = replace(objective, allowance_usd=np.inf)
     reference = objective.reference(belief)
-    best = objective.utility(quality, belief.cost_usd, reference).max(axis=1, keepdims=True)
-    better = quality + MARGIN
+    utility = objective.utility(quality, belief.cost_usd, reference)
+    best = np.maximum.reduce(utility, axis=1, keepdims=True)
     if isinstance(objective, Cost):
+        better = quality + MARGIN
         better[:, reference] = quality[:, reference]  # others are measured by it
-    hopeful: Mask = (objective.utility(better, belief.cost_usd, reference) >= best).any(axis=0)
+        utility = objective.utility(better, belief.cost_usd, reference)
+    else:
+        utility = utility + MARGIN  # quality counts as it is
+    hopeful: Mask = np.logical_or.reduce(utility >= best, axis=0)
     return hopeful

@@ -65,7 +65,7 @@ class Thompson:
 
     def spread(self, belief: Belief) -> float:
         """The factor on the posterior's spread at this decision."""
-        n = float(belief.ratings.sum())
+        n = float(np.add.reduce(belief.ratings))
         return self.scale + (self.first_scale - self.scale) / math.sqrt(1.0 + n / RATINGS_TO_SETTLE)
 
     def utility(self, belief: Belief) -> Vector:
