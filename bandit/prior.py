@@ -215,7 +215,7 @@ def _array(given: Mapping[str, Any], name: str) -> Vector:
 def _positive(given: Mapping[str, Any], name: str) -> float:
     value = given.get(name)
     if not _is_number(value) or value <= 0:
-        raise ValueError(f"prior: {name} should be a number above 0, not {value!r}")
+        raise ValueError(f"prior: {name} should be a number above 0, not {value!r:.40}")
     return float(value)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from feedback import embedded
 from feedback.embedded import find_server
@@ -15,6 +16,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--server", type=Path, help="a redis-server or valkey-server to test on, instead of the embedded one"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """As the gateway runs: threads that wait for each other take minutes where something else has the other core."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from feedback.events import RATED
 from feedback.intake import Value
 from feedback.learning import Identity, Learning
 from feedback.memory_store import MemoryStore
+from feedback.records import decode_record
 from feedback.spool import Spool
 from service.app import create_app
 from service.calls import Shell
@@ -155,10 +156,8 @@ async def test_same_decisions(objective, dataset, resets, tmp_path):
             await learning.tick()
             record = route.recorder.record_of(decision_id)
             assert record is not None
-            explanation = json.loads(record[int.from_bytes(record[2:4], "little") :])
-            assert [
-                p for _, p, *_ in explanation["candidates"]
-            ] == step.choice.decision.probabilities.tolist()
+            _, explanation = decode_record(record)
+            assert explanation.probabilities.tolist() == step.choice.decision.probabilities.tolist()
             await rate(route, decision_id, step.quality, record)
             await learning.tick()
     assert len({step.choice.decision.arm.name for step in simulated}) > 1, (

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from bandit.arms import Arm
 from bandit.decide import decide
@@ -17,8 +16,6 @@ from bandit.quality import SharedBaseline
 from bandit.statistics import RatingStatistics
 from bandit.types import Context, Needs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def arms_of(count):
     return tuple(Arm(f"arm{k}", 1.0, k + 1.0) for k in range(count))
@@ -27,13 +24,6 @@ def arms_of(count):
 def at_scale(scale, **rest):
     """Thompson of quality whose spread does not fall with the ratings."""
     return Thompson(Quality(), scale=scale, first_scale=scale, **rest)
-
-
-@pytest.fixture
-def one_thread():
-    """Matrices this small gain nothing from threads, and lose much where cores are shared."""
-    with threadpool_limits(1):
-        yield
 
 
 @dataclass(frozen=True)

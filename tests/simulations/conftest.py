@@ -1,10 +1,9 @@
 """Made-up recorded outcomes for the simulations' tests: nothing is downloaded, and every figure has a known cause."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from bandit.arms import Arm
 from simulations.datasets import Dataset, RecordedPrompt
@@ -37,10 +36,3 @@ def made_up(n: int = 300, *, seed: int = 0, hard_share: float = 0.5, name: str =
 def outcomes() -> Callable[..., Dataset]:
     """outcomes(n, seed=..., hard_share=..., name=...) -> Dataset."""
     return made_up
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread_per_matrix() -> Iterator[None]:
-    """As in every simulation's workers: products of 14 x 14 matrices are not worth a second thread."""
-    with threadpool_limits(1):
-        yield
