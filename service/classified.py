@@ -21,10 +21,6 @@ def classifiers_of(
     for name, route in contents.routes.items():
         if route.classifier is None:
             continue
-        for field in sorted({"newcomers", "prior"} & route.model_fields_set):
-            where: tuple[str | int, ...] = ("routes", name, field)
-            told = "acts only with `strategy: bandit`; what is believed of each model stands in the classifier's file"
-            problems.append(Problem(document.line_of(where), where, told))
         location: tuple[str | int, ...] = ("routes", name, "classifier")
         try:
             found[name] = Classified.of(

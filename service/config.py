@@ -52,6 +52,28 @@ from service.yaml_lines import Document, Problem, read_yaml
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 
+WEIGHING_ONLY: Final = (
+    "baseline",
+    "budget_usd_per_request",
+    "confidence",
+    "exploration_floor",
+    "newcomers",
+    "objective",
+    "quality_floor",
+    "sticky_sessions",
+    "usd_per_quality",
+)
+WEIGHS_NOTHING: Final = "acts only where models are weighed: with `strategy: bandit`, or classifier"
+WITHOUT_EFFECT: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(  # by strategy
+    {
+        "fixed": (WEIGHING_ONLY, WEIGHS_NOTHING),
+        "uniform": (WEIGHING_ONLY, WEIGHS_NOTHING),
+        "classifier": (
+            ("newcomers", "prior"),
+            "acts only with `strategy: bandit`; what is believed of each model stands in the classifier's file",
+        ),
+    }
+)
 LEASES: Final = 20  # that a budget is good for, where the file does not say
 
 
@@ -89,6 +111,7 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
     contents, problems = _validated(document, environ)
     if contents is not None:
         problems += _routes_without_models(contents, document) + problems_of_cascades(contents, document)
+        problems += _fields_without_effect(contents, document)
     readable = contents is not None and not problems
     classifiers, unread = classifiers_of(contents, document, folder) if contents and readable else ({}, [])
     problems += unread
@@ -119,6 +142,18 @@ def _validated(document: Document, environ: Mapping[str, str]) -> tuple[FileEntr
         return FileEntry.model_validate(document.value, context=_surroundings(document, environ)), problems
     except ValidationError as error:
         return None, problems + problems_of(error, document)
+
+
+def _fields_without_effect(contents: FileEntry, document: Document) -> list[Problem]:
+    """What a file says of a route and its strategy never looks at."""
+    problems = []
+    for name, route in contents.routes.items():
+        fields, sentence = WITHOUT_EFFECT.get(route.strategy, ((), ""))
+        for field in fields:
+            if field in route.model_fields_set:
+                where: tuple[str | int, ...] = ("routes", name, field)
+                problems.append(Problem(document.line_of(where), where, sentence))
+    return problems
 
 
 def _routes_without_models(contents: FileEntry, document: Document) -> list[Problem]:

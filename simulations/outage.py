@@ -61,7 +61,10 @@ def account(
         with recorded_models(Plan(folder, time_scale=200.0)) as models:
             config = write_config(folder, models)
             settings: dict[str, Any] = yaml.safe_load(config.read_text())
-            settings["routes"]["auto"] |= {"strategy": "uniform"}
+            settings["routes"]["auto"] = {
+                "models": settings["routes"]["auto"]["models"],
+                "strategy": "uniform",
+            }
             settings["upstream"] = {"first_byte_timeout_s": FIRST_BYTE_TIMEOUT_S}
             config.write_text(yaml.safe_dump(settings))
             with gateway_process(folder, config) as (_, url):

@@ -434,6 +434,17 @@ def test_what_quality_is_worth_is_needed_only_where_it_is_weighed(strategy: str)
     assert parsed(changed("usd_per_quality: 0.05", strategy)).routes["auto"].usd_per_quality is None
 
 
+@pytest.mark.parametrize("strategy", ["fixed", "uniform"])
+@pytest.mark.parametrize(
+    "field",
+    ["usd_per_quality: 0.05", "objective: quality", "exploration_floor: 0.02", "sticky_sessions: true", "newcomers: {share: 0.1}"],
+)  # fmt: skip
+def test_what_a_strategy_never_looks_at_is_told(strategy: str, field: str) -> None:
+    (problem,) = problems(changed("usd_per_quality: 0.05", f"strategy: {strategy}\n    {field}"))
+    name = field.partition(":")[0]
+    assert f"routes.auto.{name}: acts only where models are weighed: with `strategy: bandit`" in problem
+
+
 def test_a_wrong_environment_is_told_with_the_name_of_its_variable() -> None:
     (problem,) = problems(SMALL, {"REDIS_URL": "localhost:6379"})
     assert "REDIS_URL in the environment should be a Redis URL" in problem
