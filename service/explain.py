@@ -42,7 +42,6 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
 )
 NEEDS: Final = attrgetter(*Needs.__slots__)
 LISTED_KEPT: Final = 64  # choices of candidates that are kept as JSON
-_UNITS: Final = np.array([1e6, 1e6, 1e12, 1e4, 1e6])  # to what part of one each belief is told
 
 
 def explanation_of(
@@ -100,17 +99,16 @@ def shown(
     out, where they are known.
     """
     told = explanation.told
-    rounded = np.rint(explanation.beliefs * _UNITS) / _UNITS
     candidates = [
         {
             "model": name,
             "probability": probability,
             "price_usd_per_mtok_in": price_in,
             "price_usd_per_mtok_out": price_out,
-            **{what: value if isfinite(value) else None for what, value in zip(BELIEFS, belief, strict=True)},
+            **dict(zip(BELIEFS, map(_number, belief), strict=True)),
         }
         for (name, price_in, price_out), probability, belief in zip(
-            told["candidates"], explanation.probabilities.tolist(), rounded.tolist(), strict=True
+            told["candidates"], explanation.probabilities.tolist(), explanation.beliefs.tolist(), strict=True
         )
     ]
     return {
@@ -144,6 +142,11 @@ def shown_record(
         "features": prefix.x.tolist(),
         "calls": [asdict(outcome) for outcome in outcomes],
     }
+
+
+def _number(value: float) -> float | None:
+    """To the six digits that a record holds for sure; None where nothing is known, and for an arm that may not be called."""
+    return float(f"{value:.6g}") if isfinite(value) else None
 
 
 def _choice(candidates: Sequence[Mapping[str, Any]], chosen: str) -> str:

@@ -82,6 +82,10 @@ def test_a_decision_is_read_by_the_id_of_its_answer_with_what_its_calls_took(lab
     assert (call["status"], call["place"], call["tokens_out"]) == ("answered", "two", 11)
     assert call["cost_usd"] == pytest.approx((7 * 3 + 11 * 6) / 1e6)
     assert told["features"][0] == 1.0
+    (candidate,) = told["candidates"]
+    assert candidate["cost_usd"] == float(f"{candidate['cost_usd']:.6g}"), (
+        "no digits that a record does not hold"
+    )
     failed = next(iter(lab.gateway.outcomes._kept))
     assert lab.client.get(f"/v1/decisions/{failed}").json()["calls"][0]["status"] == "failed"
 
