@@ -1,22 +1,23 @@
 """What is believed of each candidate for one request: all that a policy may look at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bandit.arms import Arm
-from bandit.quality import Prediction
+from bandit.prediction import Draws, Prediction
 from bandit.types import Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Belief:
-    """quality: of the K arms at this request. cost_usd (K,): expected. typical (K,): expected quality over all traffic.
+    """quality: of the K arms at this request; exactly(): the Gaussian that it is drawn from. cost_usd (K,): expected. typical (K,): expected quality over all traffic.
 
     noise_variance: of a rating about its expectation. ratings (K,): how many each arm has, old ones counting less.
     """
 
     arms: Sequence[Arm]
-    quality: Prediction
+    quality: Draws
+    exactly: Callable[[], Prediction]
     cost_usd: Vector
     typical: Vector
     noise_variance: float

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from scipy.special import softmax
 
 from bandit.arms import Arm
+from bandit.prediction import Draws, Prediction
 from bandit.prior import canonical
-from bandit.quality import Prediction
 from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
 
@@ -52,7 +51,9 @@ class Classifier:
 
     def probabilities(self, x: Vector) -> Vector:
         """(C,) of each kind of request."""
-        p: Vector = softmax(self.weights @ x)
+        scores = self.weights @ x
+        p: Vector = np.exp(scores - scores.max())
+        p /= p.sum()
         return p
 
     @property
@@ -140,6 +141,9 @@ class ClassifiedPosterior:
     classifier: Classifier
     rows: Mapping[str, Vector]
     noise_variance: float
+
+    def draws(self, x: Vector, arms: Sequence[str]) -> Draws:
+        return Draws(self._matrix(arms) @ self.classifier.probabilities(x), np.zeros((1, len(arms))))
 
     def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
         return Prediction(self._matrix(arms) @ self.classifier.probabilities(x), np.zeros((len(arms),) * 2))

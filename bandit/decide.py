@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bandit.arms import Arm
-from bandit.noise import Noise
+from bandit.noise import uniform_of
 from bandit.policy import Policy
 from bandit.posterior import Posterior
 from bandit.types import Context, Vector
@@ -14,15 +14,14 @@ from bandit.types import Context, Vector
 class Decision:
     """What was decided, wide enough to learn from it and to evaluate other policies on it later.
 
-    candidates, probabilities, quality_mean, quality_sd, cost_usd and utility (K,) belong together; propensity is the chosen
-    one's probability, above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of the
-    expectation); cost_usd: expected; utility: what that is worth together. noise_variance: of a rating about its
+    candidates, probabilities, quality_mean, quality_sd, cost_usd and utility (K,) belong together; chosen is a place among
+    them, of a probability above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of the
+    draws of it); cost_usd: expected; utility: what that is worth together. noise_variance: of a rating about its
     expectation. token: position in the log whose posterior decided.
     """
 
     decision_id: str
-    arm: Arm
-    propensity: float
+    chosen: int
     candidates: tuple[Arm, ...]
     probabilities: Vector
     context: Context
@@ -33,6 +32,15 @@ class Decision:
     utility: Vector
     noise_variance: float
 
+    @property
+    def arm(self) -> Arm:
+        return self.candidates[self.chosen]
+
+    @property
+    def propensity(self) -> float:
+        """With which probability it was chosen."""
+        return float(self.probabilities[self.chosen])
+
 
 def decide(
     policy: Policy, posterior: Posterior, context: Context, candidates: Sequence[Arm], decision_id: str
@@ -40,14 +48,11 @@ def decide(
     """Choose one of the candidates (at least one; ValueError otherwise)."""
     if not candidates:
         raise ValueError("decide needs at least one candidate")
-    noise = Noise.of(decision_id)
     belief = posterior.belief(context, candidates)
-    probabilities = policy.probabilities(belief, noise)
-    chosen = _sample(probabilities, noise.uniform)
+    probabilities = policy.probabilities(belief)
     return Decision(
         decision_id=decision_id,
-        arm=candidates[chosen],
-        propensity=float(probabilities[chosen]),
+        chosen=_sample(probabilities, uniform_of(decision_id)),
         candidates=tuple(candidates),
         probabilities=probabilities,
         context=context,

@@ -19,7 +19,6 @@ from operator import add
 from typing import Final
 
 import numpy as np
-from scipy.special import ndtr
 
 from bandit.arms import Arm, Exclusion
 from bandit.types import Matrix, Vector
@@ -152,8 +151,8 @@ class LatencyModel:
         variance = first**2 * np.expm1(logs[:, 1]) + pace**2 * np.expm1(logs[:, 3])
         sigma2 = np.log1p(variance / mean**2)
         sigma = np.sqrt(np.maximum(sigma2, 1e-18))
-        probability: Vector = ndtr((np.log(mean) - sigma2 / 2 - math.log(limit_s)) / sigma)
-        return probability
+        z = (np.log(mean) - sigma2 / 2 - math.log(limit_s)) / sigma
+        return np.array([0.5 * math.erfc(-v / math.sqrt(2.0)) for v in z])
 
 
 def in_time(

@@ -49,15 +49,13 @@ class Newcomers:
         nobody = self.share == 0 or np.count_nonzero(new) == len(new)
         return np.zeros_like(new) if nobody else new
 
-    def welcomed(self, shares: Vector, belief: Belief, objective: Objective, deviations: Matrix) -> Vector:
-        """(K,) the policy's probabilities mixed with the newcomers' floors. deviations (M, K): the posterior's draws, each
-        less the mean.
-        """
+    def welcomed(self, shares: Vector, belief: Belief, objective: Objective) -> Vector:
+        """(K,) the policy's probabilities mixed with the newcomers' floors."""
         new = self.among(belief)
         newcomers = np.count_nonzero(new)
         if not newcomers:
             return shares
-        chance = new & with_a_chance(belief, objective, deviations + belief.quality.mean)
+        chance = new & with_a_chance(belief, objective, belief.quality.deviations + belief.quality.mean)
         allowance_usd = self.usd_per_request
         if isinstance(objective, QualityUnderBudget):
             allowance_usd = min(allowance_usd, self.share * objective.usd_per_request)

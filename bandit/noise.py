@@ -1,12 +1,11 @@
-"""Randomness of a decision, all of it derived from the decision's id, so that any decision can be made again.
+"""Randomness, all of it hashed from names, so that anything drawn can be drawn again.
 
-The normals are a stretch of one fixed table that starts at an offset hashed from the id; the final uniform comes from
-other bits of the same hash. (A generator per decision would cost as much as the rest of the decision.) The table is
-made by numpy's legacy generator, whose stream is frozen for good.
+The final uniform of a decision comes from its id; normals are a stretch of one fixed table that starts at an offset hashed
+from what they are for. (A generator for each would cost as much as the rest of the work.) The table is made by numpy's
+legacy generator, whose stream is frozen for good.
 """
 
 import hashlib
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -17,29 +16,26 @@ from bandit.types import Vector
 TABLE_VERSION: Final = "normals-1"
 _SEED: Final = 20_260_101
 _STARTS: Final = 1 << 16
-NORMALS_MAX: Final = 1 << 15  # that one decision may read
+NORMALS_MAX: Final = 1 << 15  # that may be read at once
 
 
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """uniform: in [0, 1). start: where in the table this decision's normals begin."""
+def uniform_of(decision_id: str) -> float:
+    """In [0, 1)."""
+    digest = hashlib.blake2b(decision_id.encode(), digest_size=16, person=b"decide-1").digest()
+    return (int.from_bytes(digest[8:], "little") >> 11) * 2.0**-53
 
-    start: int
-    uniform: float
 
-    @classmethod
-    def of(cls, decision_id: str) -> "Noise":
-        digest = hashlib.blake2b(decision_id.encode(), digest_size=16, person=b"decide-1").digest()
-        start = int.from_bytes(digest[:8], "little") % _STARTS
-        return cls(start, (int.from_bytes(digest[8:], "little") >> 11) * 2.0**-53)
+def start_of(key: bytes) -> int:
+    """Where in the table the normals for this begin."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, person=b"normals").digest(), "little") % _STARTS
 
-    def normals(self, count: int) -> Vector:
-        """(count,) standard normals; count <= NORMALS_MAX."""
-        if count > NORMALS_MAX:
-            raise ValueError(
-                f"a decision reads at most {NORMALS_MAX} normals, not {count}: use fewer draws or arms"
-            )
-        return _table()[self.start : self.start + count]
+
+def normals_of(key: bytes, count: int) -> Vector:
+    """(count,) standard normals; count <= NORMALS_MAX."""
+    if count > NORMALS_MAX:
+        raise ValueError(f"at most {NORMALS_MAX} normals are read at once, not {count}: use fewer draws")
+    start = start_of(key)
+    return _table()[start : start + count]
 
 
 @cache

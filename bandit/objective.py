@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from bandit.belief import Belief
 from bandit.types import Matrix, Vector
 
 Mask = NDArray[np.bool_]
+_NORMAL: Final = NormalDist()
 BELOW_FLOOR: Final = 1e6  # utility lost per point of quality below the floor: any cost is better than that
 
 
@@ -104,10 +105,11 @@ class Cost:
         if self.confidence is None:
             return _every(belief)
         b = self.reference(belief)
-        mean, covariance = belief.quality.mean, belief.quality.covariance
+        exact = belief.exactly()
+        mean, covariance = exact.mean, exact.covariance
         variances = covariance.diagonal()
         sd = np.sqrt(np.maximum(variances + variances[b] - 2.0 * covariance[b], 0.0))
-        surely: Mask = mean - mean[b] + self.quality_floor >= ndtri(self.confidence) * sd
+        surely: Mask = mean - mean[b] + self.quality_floor >= _NORMAL.inv_cdf(self.confidence) * sd
         surely[b] = True
         return surely
 

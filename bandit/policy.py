@@ -11,17 +11,17 @@ from typing import Final, Protocol
 import numpy as np
 
 from bandit.belief import Belief
+from bandit.floor import spread_floor
 from bandit.newcomers import Newcomers
-from bandit.noise import NORMALS_MAX, Noise
-from bandit.objective import Mask, Objective, everybody
+from bandit.objective import Objective, everybody
 from bandit.types import Vector
 
 RATINGS_TO_SETTLE: Final = 100.0
 
 
 class Policy(Protocol):
-    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
-        """(K,) probability of each candidate: at least 0, sum 1. Randomness comes from `noise` only."""
+    def probabilities(self, belief: Belief) -> Vector:
+        """(K,) probability of each candidate: at least 0, sum 1."""
         ...
 
     def utility(self, belief: Belief) -> Vector:
@@ -33,7 +33,7 @@ class Policy(Protocol):
 class Thompson:
     """Joint Thompson sampling with an exploration floor.
 
-        p_a = (1 - floor) x share of `draws` posterior draws in which arm a has the highest utility + f_a
+        p_a = (1 - floor) x share of the posterior's draws in which arm a has the highest utility + f_a
 
     scale, first_scale: factors on the posterior's spread after many ratings and before the first. Between them the factor
     falls as 1 / sqrt(1 + n / RATINGS_TO_SETTLE), n ratings of the candidates: what is learned early serves for long. Well
@@ -46,22 +46,19 @@ class Thompson:
     scale: float = 0.2
     first_scale: float = 0.7
     floor: float = 0.01
-    draws: int = 64
     newcomers: Newcomers = field(default_factory=Newcomers)
 
-    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
+    def probabilities(self, belief: Belief) -> Vector:
         K, objective = len(belief.arms), self.objective
-        count = min(self.draws, NORMALS_MAX // K)  # M; fewer with hundreds of arms
-        deviations = belief.quality.deviations(noise.normals(count * K))  # (M, K)
-        quality = deviations * self.spread(belief) + belief.quality.mean
+        quality = belief.quality.deviations * self.spread(belief) + belief.quality.mean  # (M, K)
         utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
         preferred = objective.preferred(belief)
         if preferred is not everybody(K) and not preferred.all():
             utility = np.where(preferred, utility, -np.inf)
         wins = np.bincount(utility.argmax(axis=1), minlength=K)
-        greedy = wins * ((1.0 - self.floor) / count)
+        greedy = wins * ((1.0 - self.floor) / len(quality))
         shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
-        return self.newcomers.welcomed(shares, belief, objective, deviations)
+        return self.newcomers.welcomed(shares, belief, objective)
 
     def spread(self, belief: Belief) -> float:
         """The factor on the posterior's spread at this decision."""
@@ -72,31 +69,6 @@ class Thompson:
         reference = self.objective.reference(belief)
         expected: Vector = self.objective.utility(belief.quality.mean[None], belief.cost_usd, reference)[0]
         return expected
-
-
-def spread_floor(total: float, utility: Vector, allowed: Mask) -> Vector:
-    """(K,) the exploration floor of each arm, together `total`: above zero where allowed, and more where less is lost.
-
-        f_a proportional to 1 / sqrt(l_a)        l_a expected loss of utility to the best, plus a twentieth of the mean
-
-    Of all floors with the same expected loss sum f_a l_a this one makes the variance of importance weights, which goes
-    with sum 1 / f_a, the smallest. An even floor would spend nearly all of its money on the worst arm.
-    """
-    if allowed is everybody(len(utility)) or allowed.all():
-        return _spread(total, utility)
-    floors: Vector = np.zeros(len(utility))
-    floors[allowed] = _spread(total, utility[allowed])
-    return floors
-
-
-def _spread(total: float, utility: Vector) -> Vector:
-    loss = np.maximum.reduce(utility) - utility
-    mean = float(np.add.reduce(loss)) / len(loss)
-    if mean <= 0:
-        return np.full(len(loss), total / len(loss))
-    weights = 1.0 / np.sqrt(loss + 0.05 * mean)
-    spread: Vector = weights * (total / float(np.add.reduce(weights)))
-    return spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +85,8 @@ class Ramped:
     baseline: str
     share: float
 
-    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
-        chosen = self.policy.probabilities(belief, noise)
+    def probabilities(self, belief: Belief) -> Vector:
+        chosen = self.policy.probabilities(belief)
         baseline = belief.index(self.baseline)
         if baseline is None:
             return chosen
@@ -152,7 +124,7 @@ def objective_of(policy: Policy) -> Objective | None:
 class Fixed:
     """Always the first candidate: the first model listed that can serve the request."""
 
-    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
+    def probabilities(self, belief: Belief) -> Vector:
         first: Vector = np.zeros(len(belief.arms))
         first[0] = 1.0
         return first
@@ -165,7 +137,7 @@ class Fixed:
 class Uniform:
     """Every candidate alike: the way to gather unbiased data."""
 
-    def probabilities(self, belief: Belief, noise: Noise) -> Vector:
+    def probabilities(self, belief: Belief) -> Vector:
         return np.full(len(belief.arms), 1.0 / len(belief.arms))
 
     def utility(self, belief: Belief) -> Vector:

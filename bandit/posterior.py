@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from bandit.arms import Arm
 from bandit.belief import Belief
 from bandit.cost import CostModel
-from bandit.quality import PARTS_KEPT, QualityModel, QualityPosterior
+from bandit.prediction import QualityModel, QualityPosterior
+from bandit.quality_posterior import PARTS_KEPT
 from bandit.statistics import CallStatistics, RatingStatistics
 from bandit.types import Context, Vector
 
@@ -43,7 +45,8 @@ class Posterior:
         names = tuple([arm.name for arm in candidates])
         return Belief(
             arms=candidates,
-            quality=self.quality.predict(context.x, names),
+            quality=self.quality.draws(context.x, names),
+            exactly=partial(self.quality.predict, context.x, names),
             cost_usd=self.cost.expected_usd(candidates, context.needs, context.x),
             typical=self.quality.typical(names),
             noise_variance=self.quality.noise_variance,

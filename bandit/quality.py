@@ -14,98 +14,46 @@ Learning: a Probabilistic Perspective, 4.3.1, and 7.6.3 for the noise):
     S       = P + sum_a (D_a - D_a B_a^-1 D_a)           shared block after elimination
     theta^  = S^-1 sum_a D_a B_a^-1 b_a                  weights of arm a = m_a + B_a^-1 (b_a + D_a theta^)
 
-    quality of the arms at x: mean x' weights_a, covariance  s2 (V V' + diag(x' B_a^-1 x))
-    row a of V = (B_a^-1 x)' D_a L        S^-1 = L L'
-
-V is common to all arms: that is what makes the draws joint. P and D_a are diagonal. How much of the prior to believe is
-learned too, by evidence, as one factor for all arms on each of two things: how far their levels may lie from the prior
-(bandit.level_spread), and whether requests differ in which arm serves them best at all (SLOPES). The evidence of a fit is
+P and D_a are diagonal. How much of the prior to believe is learned too, by evidence, as one factor for all arms on each of
+two things: how far their levels may lie from the prior (bandit.level_spread), and whether requests differ in which arm
+serves them best at all (SLOPES). The evidence of a fit is
 
     log p(ratings) = -1/2 (sum_a log |B_a| / |D_a| + log |S| / |P|) - (nu + n) / 2 log(nu s0 + scatter) + const
+
+What is then believed of a request: bandit.quality_posterior.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Final, Protocol
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf
 
 from bandit.arms import Arm
 from bandit.level_spread import level_factor
 from bandit.prior import ArmPriors, QualityPrior
+from bandit.quality_posterior import SharedBaselinePosterior
 from bandit.statistics import RatingStatistics
-from bandit.symmetric import inverse_of
+from bandit.triangular import inverse_factor
 from bandit.types import Matrix, Vector
 
 # Factors on the prior variance of all arms' slopes, each with what it lacks in evidence beforehand: where features tell
 # nothing of which arm is best, believing that they may costs for ever.
 SLOPES: Final = ((1.0, 0.0), (1 / 32, 3.0))
 AS_THE_PRIOR_SAYS: Final = SLOPES[:1]
-PARTS_KEPT: Final = 32  # choices of arms whose rows a posterior keeps gathered
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """Joint Gaussian belief in the quality of K arms at one x: mean (K,), covariance (K, K) of the expectations."""
-
-    mean: Vector
-    covariance: Matrix
-
-    def sd(self) -> Vector:
-        """(K,) standard deviation of each arm's expected quality."""
-        sd: Vector = np.sqrt(self.covariance.diagonal())
-        return sd
-
-    def deviations(self, normals: Vector) -> Matrix:
-        """(M, K) joint draws from M x K standard normals, each less the mean."""
-        K = len(self.mean)
-        factor, failed = dpotrf(self.covariance, lower=0, clean=1)
-        if failed:  # arms that cannot be told apart: their covariance is singular, and rounding took it below
-            jitter = 1e-9 * float(self.covariance.trace()) + 1e-15
-            factor = np.linalg.cholesky(self.covariance + jitter * np.eye(K)).T
-        drawn: Matrix = normals.reshape(-1, K) @ factor
-        return drawn
-
-
-class QualityPosterior(Protocol):
-    @property
-    def noise_variance(self) -> float:
-        """Variance of a rating about its expectation."""
-        ...
-
-    def predict(self, x: Vector, arms: Sequence[str]) -> Prediction: ...
-
-    def typical(self, arms: Sequence[str]) -> Vector:
-        """(K,) expected quality of each arm over the traffic seen so far."""
-        ...
-
-
-class QualityModel(Protocol):
-    def fit(
-        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
-    ) -> QualityPosterior:
-        """ratings: arm -> its statistics, none for an arm without. entry_prices: arm -> its price for output in USD per
-        million tokens when it was first rated: what a prior may read of a price stays what it was.
-        """
-        ...
-
-    def steps(
-        self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
-    ) -> Iterator[None]:
-        """Most of the work of the `fit` that follows, in pieces of less than a millisecond, for who has else to do."""
-        ...
+DRAWS: Final = 64  # of the posterior, on which decisions are made
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """One arm after elimination: inverse = B^-1 (d, d), v = B^-1 b (d,), left = rr - b' v in units of quality^2,
+    """One arm after elimination: R (d, d) with B^-1 = R' R, v = B^-1 b (d,), left = rr - b' v in units of quality^2,
     gain = D - D B^-1 D (d, d), what it adds to S, None without ratings, and log_volume = log |B| / |D|.
     """
 
-    inverse: Matrix
+    R: Matrix
     v: Vector
     left: float
     gain: Matrix | None
@@ -115,12 +63,13 @@ class _Block:
 @dataclass(frozen=True, slots=True)
 class SharedBaseline:
     """The model above. prior: None knows nothing of any model. arms: those of the route, with what the registry says.
-    slopes: what the evidence chooses from; AS_THE_PRIOR_SAYS leaves no choice.
+    slopes: what the evidence chooses from; AS_THE_PRIOR_SAYS leaves no choice. draws: how many a posterior holds.
     """
 
     prior: QualityPrior | None = None
     arms: tuple[Arm, ...] = ()
     slopes: tuple[tuple[float, float], ...] = SLOPES
+    draws: int = DRAWS
     _blocks: "WeakKeyDictionary[RatingStatistics, dict[bytes, _Block]]" = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )  # an arm whose statistics did not change is not eliminated again under the same prior
@@ -139,7 +88,18 @@ class SharedBaseline:
             for priors, lacking in choices
         ]
         best = max(arrows, key=attrgetter("log_evidence"))
-        return best.posterior({arm.name: k for k, arm in enumerate(arms)}, _typical_x(told, prior.typical_x))
+        return SharedBaselinePosterior(
+            rows={arm.name: k for k, arm in enumerate(arms)},
+            weights=best.weights(),
+            factors=[block.R for block in best.blocks],
+            precisions=best.priors.precisions,
+            shared_factor=best.shared_factor,
+            noise_variance=best.noise_variance,
+            typical_x=_typical_x(told, prior.typical_x),
+            log_evidence=best.log_evidence,
+            count=self.draws,
+            seed=_seed(ratings),
+        )
 
     def steps(
         self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
@@ -190,48 +150,42 @@ class SharedBaseline:
         mean, precision = priors.means[k], priors.precisions[k]
         if s is None:
             zeros = np.zeros(len(mean))
-            return _Block(np.diag(1.0 / precision), zeros, 0.0, None, 0.0)
+            return _Block(np.diag(1.0 / np.sqrt(precision)), zeros, 0.0, None, 0.0)
         key = mean.tobytes() + precision.tobytes()
         known = self._blocks.setdefault(s, {})
         if key in known:
             return known[key]
         b = s.xr - s.xx @ mean
         rr = s.rr - mean @ (s.xr + b)
-        inverse, log_determinant = inverse_of(s.xx + np.diag(precision))
-        v = inverse @ b
-        gain = np.diag(precision) - precision[:, None] * inverse * precision
+        R, log_determinant = inverse_factor(s.xx + np.diag(precision))
+        v, RD = R.T @ (R @ b), R * precision
+        gain = np.diag(precision) - RD.T @ RD
         log_volume = log_determinant - float(np.log(precision).sum())
         if len(known) >= len(self.slopes):
             known.clear()  # of another prior
-        known[key] = _Block(inverse, v, float(rr - b @ v), gain, log_volume)
+        known[key] = _Block(R, v, float(rr - b @ v), gain, log_volume)
         return known[key]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Arrow:
-    """The arrow solved for what all arms share: S_inverse (d, d), theta (d,), noise_variance, and how probable it is."""
+    """The arrow solved for what all arms share: shared_factor (d, d) with S^-1 = R' R, theta (d,), noise_variance, and how
+    probable it is.
+    """
 
     priors: ArmPriors
     blocks: Sequence[_Block]
-    S_inverse: Matrix
+    shared_factor: Matrix
     theta: Vector
     noise_variance: float
     log_evidence: float
 
-    def posterior(self, rows: Mapping[str, int], typical_x: Vector) -> "SharedBaselinePosterior":
-        inverses = np.stack([block.inverse for block in self.blocks])  # (K + 1, d, d)
-        v = np.stack([block.v for block in self.blocks])
-        D = self.priors.precisions  # (K + 1, d)
-        return SharedBaselinePosterior(
-            rows=rows,
-            weights=self.priors.means + v + np.matmul(inverses, (D * self.theta)[:, :, None])[:, :, 0],
-            inverses=inverses.reshape(-1, D.shape[1]),
-            precisions=D,
-            shared_factor=np.linalg.cholesky(self.S_inverse).astype(np.float64),
-            noise_variance=self.noise_variance,
-            typical_x=typical_x,
-            log_evidence=self.log_evidence,
-        )
+    def weights(self) -> Matrix:
+        """(K + 1, d): what is expected of each arm's."""
+        moved = self.priors.precisions * self.theta  # (K + 1, d)
+        rows = [block.v + block.R.T @ (block.R @ y) for block, y in zip(self.blocks, moved, strict=True)]
+        weights: Matrix = self.priors.means + np.stack(rows)
+        return weights
 
 
 def _arrow(
@@ -248,85 +202,23 @@ def _arrow(
     for block in blocks:
         if block.gain is not None:
             S += block.gain
-    S_inverse, log_determinant = inverse_of(S)
-    theta = S_inverse @ (D * v).sum(axis=0)
+    R, log_determinant = inverse_factor(S)
+    theta = R.T @ (R @ (D * v).sum(axis=0))
     scatter = sum(block.left for block in blocks) - float((v * (D * theta)).sum())
     nu, n = prior.noise_weight, sum(s.n for s in ratings)
     s2 = (nu * prior.noise_variance + max(scatter, 0.0)) / (nu + n)
     log_volume = sum(block.log_volume for block in blocks) + log_determinant
     log_evidence = float(-0.5 * (log_volume + (nu + n) * np.log(s2)) - lacking)
-    return _Arrow(priors, blocks, S_inverse, theta, float(s2), log_evidence)
+    return _Arrow(priors, blocks, R, theta, float(s2), log_evidence)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SharedBaselinePosterior:
-    """weights, precisions (K + 1, d), inverses = B_a^-1 one below the other ((K + 1) d, d): one row or block per arm, the
-    last for any arm of which nothing is known; shared_factor = L (d, d). typical_x (d,): mean features of all ratings.
-    log_evidence: see the module; up to a constant.
-    """
-
-    rows: Mapping[str, int]
-    weights: Matrix
-    inverses: Matrix
-    precisions: Matrix
-    shared_factor: Matrix
-    noise_variance: float
-    typical_x: Vector
-    log_evidence: float
-    _parts: "dict[tuple[str, ...], _Part]" = field(default_factory=dict, repr=False)
-
-    def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
-        part = self._part(arms)
-        Y = part.products(x)  # (K, d): B_a^-1 x
-        V = (Y * part.precisions) @ self.shared_factor
-        covariance = V @ V.T
-        covariance.ravel()[:: len(Y) + 1] += Y @ x  # its diagonal
-        covariance *= self.noise_variance
-        return Prediction(part.weights @ x, covariance)
-
-    def typical(self, arms: Sequence[str]) -> Vector:
-        return self._part(arms).typical
-
-    def _part(self, arms: Sequence[str]) -> "_Part":
-        """These arms' rows, gathered once: requests ask for the same arms over and over."""
-        key = tuple(arms)
-        part = self._parts.get(key)
-        if part is None:
-            if len(self._parts) >= PARTS_KEPT:
-                self._parts.clear()
-            part = self._parts[key] = self._gathered(key)
-        return part
-
-    def _gathered(self, arms: tuple[str, ...]) -> "_Part":
-        last = len(self.weights) - 1
-        rows = [self.rows.get(arm, last) for arm in arms]
-        d = len(self.typical_x)
-        return _Part(
-            weights=self.weights[rows],
-            inverses=np.ascontiguousarray(self.inverses.reshape(-1, d, d)[rows].reshape(-1, d).T),
-            precisions=self.precisions[rows],
-            typical=self.weights[rows] @ self.typical_x,
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """Of K arms: weights, precisions (K, d), inverses (d, K d), typical (K,) quality over the traffic so far."""
-
-    weights: Matrix
-    inverses: Matrix
-    precisions: Matrix
-    typical: Vector
-
-    def products(self, x: Vector) -> Matrix:
-        """(K, d) B_a^-1 x of every arm. Features end in buckets of which one is used at most: most of them are not read."""
-        used = x.nonzero()[0]
-        if len(used) < 2:
-            return (x @ self.inverses).reshape(self.weights.shape)
-        head, last = used[-2] + 1, used[-1]
-        Y = x[:head] @ self.inverses[:head]
-        Y += x[last] * self.inverses[last]
-        return Y.reshape(self.weights.shape)
+def _seed(ratings: Mapping[str, RatingStatistics]) -> bytes:
+    """Of the normals that a posterior's draws are made from: other ratings, other normals; the same on every replica."""
+    digest = hashlib.blake2b(digest_size=16)
+    for arm, s in ratings.items():
+        digest.update(arm.encode())
+        digest.update(np.array([s.n, s.rr, *s.xr]).tobytes())
+    return digest.digest()
 
 
 def _typical_x(ratings: Sequence[RatingStatistics], before: Vector) -> Vector:

@@ -14,7 +14,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from bandit.quality import QualityModel
+from bandit.prediction import QualityModel
 from feedback.events import Reset, encode_reset
 from feedback.intake import Intake, Route
 from feedback.recorder import Recorder

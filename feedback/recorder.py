@@ -1,7 +1,8 @@
 """The recorder: takes decisions and calls from requests without making them wait, and writes them behind their back.
 
 Decisions wait in memory until the store has them, and stay there a while longer, so that feedback which is quicker than
-the store still finds its decision. Calls are summed per arm and appended as one event per flush; (worker, sequence)
+the store still finds its decision, and what a failover takes back can be written again: the last WHOLE_KEPT as they were,
+those before without their explanations. Calls are summed per arm and appended as one event per flush; (worker, sequence)
 makes an append whose answer was lost harmless.
 """
 
@@ -14,10 +15,11 @@ from bandit.latency import LatencyStatistics
 from bandit.statistics import CallStatistics
 from feedback.answers import Answered, calls_of, latency_of
 from feedback.events import Called, encode_called
-from feedback.records import NO_EXPLANATION
+from feedback.records import NO_EXPLANATION, without_explanation
 from feedback.store import Log, StoreError
 
 DECISIONS_KEPT: Final = 20_000
+WHOLE_KEPT: Final = 2_000
 ANSWERS_HELD: Final = 1024
 BATCH: Final = 256
 
@@ -30,6 +32,7 @@ class Recorder:
         self._log, self._worker = log, worker
         self._unwritten: OrderedDict[str, bytes] = OrderedDict()
         self._written: OrderedDict[str, bytes] = OrderedDict()
+        self._older: OrderedDict[str, bytes] = OrderedDict()
         self._answers: list[tuple[str, Answered]] = []  # not yet in the sums
         self._calls: dict[str, CallStatistics] = {}
         self._latencies: dict[str, LatencyStatistics] = {}
@@ -78,15 +81,17 @@ class Recorder:
             self.called(arm, calls_of(answers), latency_of(answers))
 
     def record_of(self, decision_id: str) -> bytes | None:
-        """The decision's record, where this process still holds it."""
-        return self._unwritten.get(decision_id) or self._written.get(decision_id)
+        """The decision's record, where this process still holds it; maybe without its explanation."""
+        return (
+            self._unwritten.get(decision_id) or self._written.get(decision_id) or self._older.get(decision_id)
+        )
 
     def joined(self, decision_id: str, prefix: bytes) -> None:
         """Answer for another process's decision, since feedback for it came here: a failover may take back both.
 
         It is written once more, which changes nothing where it is, so that a beacon of ours stands behind it.
         """
-        if decision_id not in self._written:
+        if decision_id not in self._written and decision_id not in self._older:
             self._unwritten.setdefault(decision_id, prefix + NO_EXPLANATION)
 
     async def flush(self) -> None:
@@ -111,13 +116,20 @@ class Recorder:
             for decision_id, record in batch.items():
                 self._unwritten.pop(decision_id, None)
                 self._written[decision_id] = record
-            while len(self._written) > DECISIONS_KEPT:
-                self._written.popitem(last=False)
+            self._shorten()
+
+    def _shorten(self) -> None:
+        while len(self._written) > WHOLE_KEPT:
+            decision_id, record = self._written.popitem(last=False)
+            self._older[decision_id] = without_explanation(record)
+        while len(self._older) > DECISIONS_KEPT - WHOLE_KEPT:
+            self._older.popitem(last=False)
 
     def _write_again(self) -> None:
         """The store has lost what was written last: a failover, or it was emptied."""
-        self._unwritten = OrderedDict({**self._written, **self._unwritten})
+        self._unwritten = OrderedDict({**self._older, **self._written, **self._unwritten})
         self._written.clear()
+        self._older.clear()
 
     async def _flush_calls(self) -> None:
         self._sum_answers()

@@ -105,7 +105,7 @@ class DecisionPrefix:
 def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: int = 0) -> DecisionPrefix:
     """decided_at: Unix seconds; policy: 8-byte tag of the policy and quality model that decided."""
     arm, needs = decision.arm, decision.context.needs
-    k = next(k for k, candidate in enumerate(decision.candidates) if candidate is arm)
+    k = decision.chosen
     return DecisionPrefix(
         arm=arm.name,
         x=decision.context.x,
@@ -175,6 +175,16 @@ def prefix_bytes(record: bytes) -> bytes:
     if version != VERSION or length != HEAD.size + arm_length + 2 * d or len(record) < length:
         raise MalformedError("the lengths in a decision's head do not fit its bytes")
     return record[:length]
+
+
+def without_explanation(record: bytes) -> bytes:
+    """All that learning needs of it. Raises MalformedError."""
+    return prefix_bytes(record) + NO_EXPLANATION
+
+
+def is_explained(record: bytes) -> bool:
+    """Raises MalformedError."""
+    return len(record) > len(without_explanation(record))
 
 
 def _text(data: bytes) -> str:

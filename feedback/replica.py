@@ -18,7 +18,7 @@ from typing import Final
 
 from bandit.features import DIMENSION, TAG
 from bandit.posterior import Posterior
-from bandit.quality import QualityModel
+from bandit.prediction import QualityModel
 from feedback.alarms import answers
 from feedback.events import encode_reset
 from feedback.learn import fold_all

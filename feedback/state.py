@@ -27,7 +27,7 @@ import numpy as np
 from bandit.drift import Detector
 from bandit.latency import LatencyStatistics
 from bandit.posterior import Posterior
-from bandit.quality import QualityModel
+from bandit.prediction import QualityModel
 from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.cuts import Alarm, ArmSource, Cut
 from feedback.records import MalformedError

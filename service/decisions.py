@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from feedback.ids import bare_id
 from feedback.intake import Intake, Route
 from feedback.learning import Learning
-from feedback.records import MalformedError, decode_record
+from feedback.records import MalformedError, decode_record, is_explained
 from feedback.store import StoreError
 from service.access import Access
 from service.errors import ApiError, UnavailableError
@@ -50,12 +50,13 @@ def own_route(intake: Intake, decision_id: str, tenant: str) -> Route:
 
 async def _record(route: Route, decision_id: str) -> Any:
     """Raises ApiError."""
+    held = route.recorder.record_of(decision_id)
     try:
-        record = route.recorder.record_of(decision_id) or await route.log.get_decision(decision_id)
+        record = held
+        if held is None or not is_explained(held):
+            record = await _stored(route, decision_id, otherwise=held)
         if record is not None:
             return decode_record(record)
-    except StoreError as error:
-        raise UnavailableError("the store of decisions is away; ask again later", 1) from error
     except MalformedError as error:
         message = "the record of this decision is damaged"
         raise ApiError(message, status=500, type="server_error", code="decision_damaged") from error
@@ -63,3 +64,13 @@ async def _record(route: Route, decision_id: str) -> Any:
     raise ApiError(
         message, status=404, type="invalid_request_error", param="decision_id", code="decision_not_found"
     )
+
+
+async def _stored(route: Route, decision_id: str, *, otherwise: bytes | None) -> bytes | None:
+    """The record as the store has it, or else what is held of it. Raises ApiError where neither can be told."""
+    try:
+        return await route.log.get_decision(decision_id) or otherwise
+    except StoreError as error:
+        if otherwise is None:
+            raise UnavailableError("the store of decisions is away; ask again later", 1) from error
+        return otherwise

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-KEPT: Final = 20_000
+KEPT: Final = 5_000
 
 Status = Literal["answered", "aborted", "failed", "full", "refused"]
 

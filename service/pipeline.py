@@ -430,7 +430,7 @@ def _with_headers(error: ApiError, request: _Request) -> ApiError:
 
 
 def _expected_usd(decision: Decision) -> float:
-    return float(decision.cost_usd[decision.candidates.index(decision.arm)])
+    return float(decision.cost_usd[decision.chosen])
 
 
 async def _read(answer: Answer) -> bytes:

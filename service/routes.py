@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 from bandit.arms import Arm
 from bandit.newcomers import Newcomers
 from bandit.objective import Balanced, Cost, Objective, Quality
 from bandit.policy import Fixed, Policy, Ramped, Thompson, Uniform
-from bandit.quality import QualityModel, SharedBaseline
+from bandit.prediction import QualityModel
+from bandit.quality import SharedBaseline
 from feedback.intake import Route as LearnedRoute
 from feedback.records import policy_tag
 from feedback.shipped import shipped_prior
@@ -21,7 +23,7 @@ WEIGHING: Final = ("bandit", "classifier")  # strategies with an objective
 Routes = Mapping[str, "ServedRoute"]  # by what a client may ask for
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServedRoute:
     """name: what the client asked for. policy_tag: 8 bytes that name policy and quality model in every record.
 
@@ -37,7 +39,7 @@ class ServedRoute:
     configured: Route | None = None
     sticks: bool = False
 
-    @property
+    @cached_property
     def arms(self) -> tuple[Arm, ...]:
         return tuple(model.arm for model in self.models.values())
 

@@ -14,10 +14,12 @@ from typing import Final, Protocol
 import numpy as np
 
 from bandit.arms import Arm
+from bandit.noise import normals_of
 from bandit.objective import Objective
 from bandit.policy import Thompson, Uniform
+from bandit.prediction import Draws, Prediction, QualityPosterior
 from bandit.prior import QualityPrior
-from bandit.quality import Prediction, QualityPosterior, SharedBaseline
+from bandit.quality import DRAWS, SharedBaseline
 from bandit.statistics import RatingStatistics
 from bandit.types import Vector
 from simulations.learner import Contestant
@@ -157,12 +159,19 @@ class _ContextFreePosterior:
     counts: Mapping[str, float]
     noise_variance: float
 
-    def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
-        counts = np.array([self.counts.get(arm, self.model.prior_ratings) for arm in arms])
-        return Prediction(
-            mean=self.typical(arms),
-            covariance=np.diag(self.noise_variance / counts),
+    def draws(self, x: Vector, arms: Sequence[str]) -> Draws:
+        normals = np.stack(
+            [normals_of(f"{arm}:{self.noise_variance}".encode(), DRAWS) for arm in arms], axis=1
         )
+        return Draws(self.typical(arms), normals * np.sqrt(self._variances(arms)))
+
+    def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
+        return Prediction(self.typical(arms), np.diag(self._variances(arms)))
+
+    def _variances(self, arms: Sequence[str]) -> Vector:
+        counts = np.array([self.counts.get(arm, self.model.prior_ratings) for arm in arms])
+        variances: Vector = self.noise_variance / counts
+        return variances
 
     def typical(self, arms: Sequence[str]) -> Vector:
         return np.array([self.means.get(arm, self.model.prior_mean) for arm in arms])

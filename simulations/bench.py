@@ -18,7 +18,7 @@ from bandit.decide import decide
 from bandit.features import DIMENSION, TAG, Prompt, context_of
 from bandit.objective import Balanced
 from bandit.policy import Thompson
-from bandit.quality import SharedBaseline
+from bandit.quality import DRAWS, SharedBaseline
 from bandit.statistics import CallStatistics
 from feedback.events import RATED, feedback_tail
 from feedback.learn import fold, fold_all
@@ -97,19 +97,19 @@ def _decision_group(K: int) -> list[Candidate]:
     posterior = state.posterior(SharedBaseline())
     policy, context = Thompson(Balanced(0.05)), context_of(Prompt(user=PROMPT * 3))
     rng = np.random.default_rng(0)
-    normals, x = rng.normal(size=K), context.x
+    x = context.x
     inverses = rng.normal(size=(K * DIMENSION, DIMENSION))
 
     def choice(_: int) -> object:
-        prediction = posterior.quality.predict(x, names)
-        return (prediction.deviations(normals)[0] * 0.2 + prediction.mean).argmax()
+        drawn = posterior.quality.draws(x, names)
+        return (drawn.deviations[0] * 0.2 + drawn.mean).argmax()
 
     sizes = f"{K} arms x {DIMENSION} features"
     return [
         (f"bare matrix-vector product, {sizes}", lambda _: inverses @ x),
         (f"one Thompson choice from a joint draw, {sizes}", choice),
         (
-            f"`decide()` with exact propensities, {policy.draws} draws, {sizes}",
+            f"`decide()` with exact propensities, {DRAWS} draws, {sizes}",
             lambda i: decide(policy, posterior, context, arms, f"{K}:{i}"),
         ),
     ]

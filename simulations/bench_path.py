@@ -30,7 +30,7 @@ import service.pipeline
 from bandit.cost import CostModel
 from bandit.features import DIMENSION
 from bandit.policy import Thompson
-from bandit.quality import SharedBaselinePosterior
+from bandit.quality_posterior import SharedBaselinePosterior
 from feedback.events import RATED
 from feedback.intake import Value
 from feedback.learning import Learning
@@ -61,7 +61,7 @@ STEPS: Final[Sequence[tuple[str, Owner, str]]] = (
     ("features", service.pipeline, "context_of"),
     ("route and candidates", Pipeline, "_request"),
     ("route and candidates", Pipeline, "_candidates"),
-    ("decide: quality of every arm", SharedBaselinePosterior, "predict"),
+    ("decide: quality of every arm", SharedBaselinePosterior, "draws"),
     ("decide: cost of every arm", CostModel, "expected_usd"),
     ("decide: draws, wins, floor, newcomers", Thompson, "probabilities"),
     ("decide: noise, sampling, the decision itself", service.pipeline, "decide"),

@@ -6,7 +6,7 @@ from typing import Final
 from bandit.decide import Decision, decide
 from bandit.lengths import length_sums
 from bandit.policy import Policy
-from bandit.quality import QualityModel
+from bandit.prediction import QualityModel
 from bandit.statistics import CallStatistics
 from feedback.alarms import answers
 from feedback.events import Called, Event, Rated

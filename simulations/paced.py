@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bandit.pacing import Pacer
 from bandit.policy import Thompson
-from bandit.quality import QualityModel
+from bandit.prediction import QualityModel
 from simulations.learner import Contestant, Learner
 from simulations.player import Choice, Lesson, Request
 from simulations.world import Space

@@ -97,7 +97,7 @@ def test_service_command_of_the_readme_names_what_is_wrong_without_its_file(tmp_
 
 def test_reading_path_of_the_readme_exists_and_is_about_an_hour():
     files = re.findall(
-        r"`((?:bandit|feedback|service)/[a-z_]+\.py|[a-z]+\.py)`",
+        r"`((?:bandit|feedback|service)/[a-z_]+\.py|[a-z_]+\.py)`",
         README.split("## Reading the code")[1].split("```")[0],
     )
     paths = [ROOT / (file if "/" in file else f"bandit/{file}") for file in files]

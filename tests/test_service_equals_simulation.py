@@ -35,6 +35,7 @@ models:
 routes:
   auto: {models: [small, middle, large], objective: OBJECTIVE, usd_per_quality: 0.05, quality_floor: 0.02}
 """
+STREAM = "a stream"  # of decision ids: all chance is in them
 WORDS = [
     "sum",
     "12",
@@ -132,14 +133,14 @@ async def test_same_decisions(objective, dataset, resets, tmp_path):
         upstream=RecordedUpstream(dataset),
         now=lambda: now["s"],
         ticks=lambda: 0,
-        new_id=lambda _: f"stream:{next(steps)}",
+        new_id=lambda _: f"{STREAM}:{next(steps)}",
     )
     app = create_app(settings, learning, shell, background=False)
     await learning.start()
     goal = Goal(objective, 0.05, 0.02)
     features = Facts(tasks=False)  # these requests name no task
     model = quality_models(settings)["default.auto"]
-    router = Learner(baselines.router(goal.objective(), model.prior, model.arms), features, stream="stream")
+    router = Learner(baselines.router(goal.objective(), model.prior, model.arms), features, stream=STREAM)
     world = recorded_world(dataset, range(len(dataset.prompts)))
     simulated = list(play(world, contexts_of(dataset.prompts, features), router))
 

@@ -47,7 +47,8 @@ def test_the_quality_expected_is_the_mean_over_kinds_by_their_softmax_probabilit
     belief = posterior(SMALL, LARGE).belief(x(1.0, 0.0), (LARGE, SMALL))
     assert belief.quality.mean == pytest.approx([p @ [0.9, 0.8, 0.9], p @ [0.8, 0.2, 0.9]])
     assert belief.typical == pytest.approx([0.875, 0.7])
-    assert (belief.quality.covariance == 0).all()
+    assert (belief.quality.deviations == 0).all()
+    assert (belief.exactly().covariance == 0).all()
 
 
 def test_a_decision_is_the_best_by_the_objective_with_the_exploration_floor_in_its_propensity():

@@ -21,8 +21,8 @@ PATIENT = settings(deadline=None)  # no test fails for time
 D = 5
 ARMS = (Arm("small", 0.1, 0.4, 4000), Arm("middle", 0.5, 1.5), Arm("large", 3.0, 15.0))
 POLICIES = (
-    Thompson(Balanced(0.02), scale=1.0, floor=0.06, draws=32),
-    Thompson(Cost(0.05), scale=0.7, floor=0.0, draws=50),
+    Thompson(Balanced(0.02), scale=1.0, floor=0.06),
+    Thompson(Cost(0.05), scale=0.7, floor=0.0),
     Uniform(),
     Fixed(),
 )
@@ -95,7 +95,7 @@ def test_arms_are_chosen_as_often_as_their_logged_probabilities_say(policy):
     decisions = many(policy, 5000)
     p = np.array([d.probabilities for d in decisions])
     chosen = np.array([[d.arm is arm for arm in ARMS] for d in decisions])
-    assert p.std(axis=0).max() > 0.1 or policy == Uniform()  # they do vary from request to request
+    assert p.std(axis=0).max() > 0.05 or policy == Uniform()  # they do vary from request to request
     z = (chosen - p).sum(axis=0) / np.sqrt((p * (1 - p)).sum(axis=0))
     assert np.abs(z).max() < 3.5
 
@@ -154,7 +154,7 @@ def test_a_price_cut_moves_choices_and_leaves_what_was_learned():
         return (
             believed.quality.predict(context_of_seed(0).x, [a.name for a in ARMS]).mean.tobytes(),
             believed.quality.weights.tobytes(),
-            believed.quality.inverses.tobytes(),
+            [factor.tobytes() for factor in believed.quality.factors],
             believed.quality.shared_factor.tobytes(),
         )
 

@@ -10,29 +10,29 @@ from hypothesis import strategies as st
 from bandit.arms import Arm
 from bandit.belief import Belief
 from bandit.newcomers import MARGIN, Newcomers
-from bandit.noise import Noise
+from bandit.noise import normals_of
 from bandit.objective import Balanced, Cost, Quality, QualityUnderBudget
 from bandit.policy import Thompson
-from bandit.quality import Prediction
-
-NOISE = Noise.of("a request")
+from bandit.prediction import Draws, Prediction
 
 
-def belief_of(ratings, means, sds=0.1, usd=0.001):
+def belief_of(ratings, means, sds=0.1, usd=0.001, seed="a posterior"):
     K = len(ratings)
-    covariance = np.diag(np.broadcast_to(np.square(sds), K).astype(float))
+    sds = np.broadcast_to(sds, K).astype(float)
+    mean = np.array(means, dtype=float)
     return Belief(
         arms=[Arm(f"arm{k}", 1.0, 1.0) for k in range(K)],
-        quality=Prediction(np.array(means, dtype=float), covariance),
+        quality=Draws(mean, normals_of(seed.encode(), 64 * K).reshape(64, K) * sds),
+        exactly=lambda: Prediction(mean, np.diag(sds**2)),
         cost_usd=np.broadcast_to(usd, K).astype(float),
-        typical=np.array(means, dtype=float),
+        typical=mean,
         noise_variance=0.05,
         ratings=np.array(ratings, dtype=float),
     )
 
 
-def shares(newcomers, belief, objective=None, noise=NOISE):
-    return Thompson(objective or Quality(), newcomers=newcomers).probabilities(belief, noise)
+def shares(newcomers, belief, objective=None):
+    return Thompson(objective or Quality(), newcomers=newcomers).probabilities(belief)
 
 
 @settings(deadline=None)
@@ -58,9 +58,12 @@ def test_the_floors_keep_within_share_and_dollars_and_the_probabilities_sum_to_o
 def test_a_newcomer_with_a_chance_is_called_as_often_as_promised_whatever_the_policy_thinks():
     """ratings / share requests call it `ratings` times in expectation, though its utility is not the best in most draws."""
     newcomers = Newcomers(ratings=15, share=0.02)
-    belief = belief_of([500, 500, 0], [0.9, 0.5, 0.75], sds=[0.01, 0.01, 0.2])
     requests = int(newcomers.ratings / newcomers.share)
-    calls = [shares(newcomers, belief, noise=Noise.of(f"r{n}"))[2] for n in range(requests)]
+    beliefs = [
+        belief_of([500, 500, 0], [0.9, 0.5, 0.75], sds=[0.01, 0.01, 0.2], seed=f"r{n}")
+        for n in range(requests)
+    ]
+    calls = [shares(newcomers, belief)[2] for belief in beliefs]
     assert sum(calls) >= newcomers.ratings
 
 
@@ -71,9 +74,9 @@ def test_a_bad_newcomer_is_called_at_most_as_often_as_an_arm_is_new_and_hardly_o
     for n in range(2000):
         sd = 1 / np.sqrt(1 / 0.3**2 + calls / noise_sd**2)
         mean = 0.6 * sd**2 / 0.3**2 + 0.2 * (1 - sd**2 / 0.3**2)
-        belief = belief_of([500, calls], [0.9, mean], sds=[0.01, sd])
-        p = shares(newcomers, belief, noise=Noise.of(f"b{n}"))[1]
-        floor = p - Thompson(Quality()).probabilities(belief, Noise.of(f"b{n}"))[1]
+        belief = belief_of([500, calls], [0.9, mean], sds=[0.01, sd], seed=f"b{n}")
+        p = shares(newcomers, belief)[1]
+        floor = p - Thompson(Quality()).probabilities(belief)[1]
         calls += int(rng.random() < max(floor, 0.0))
     assert 1 <= calls < newcomers.ratings
 

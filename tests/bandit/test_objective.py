@@ -9,7 +9,7 @@ from scipy import stats
 from bandit.arms import Arm
 from bandit.belief import Belief
 from bandit.objective import Balanced, Cost, Quality, QualityUnderBudget
-from bandit.quality import Prediction
+from bandit.prediction import Draws, Prediction
 
 PATIENT = settings(deadline=None)  # no test fails for time
 QUALITY = np.array([[0.5, 0.8, 0.9], [0.7, 0.6, 0.9]])  # (M=2, K=3)
@@ -115,7 +115,8 @@ def belief_of(mean, covariance, *, cost_usd=None, typical=None):
     K = len(mean)
     return Belief(
         arms=[Arm(name, 1.0, 1.0) for name in "abcdefgh"[:K]],
-        quality=Prediction(mean, np.array(covariance)),
+        quality=Draws(mean, np.zeros((1, K))),
+        exactly=lambda: Prediction(mean, np.array(covariance)),
         cost_usd=np.arange(1.0, K + 1) if cost_usd is None else np.array(cost_usd),
         typical=mean if typical is None else np.array(typical),
         noise_variance=0.1,

@@ -49,7 +49,7 @@ def believed(state: State, arms: tuple[Arm, ...]) -> SharedBaselinePosterior:
 
 
 def bits(posterior: SharedBaselinePosterior) -> list[bytes]:
-    names = ("weights", "inverses", "precisions", "shared_factor", "typical_x")
+    names = ("weights", "precisions", "shared_factor", "typical_x")
     return [getattr(posterior, name).tobytes() for name in names] + [
         np.float64(posterior.noise_variance).tobytes()
     ]

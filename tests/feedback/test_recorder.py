@@ -1,6 +1,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -9,13 +10,24 @@ from bandit.statistics import CallStatistics
 from feedback.events import CALLED, Called, decode, encode_called
 from feedback.learn import fold
 from feedback.memory_store import MemoryLog
-from feedback.recorder import BATCH, DECISIONS_KEPT, Recorder
-from feedback.records import MalformedError
+from feedback.recorder import BATCH, DECISIONS_KEPT, WHOLE_KEPT, Recorder
+from feedback.records import (
+    DecisionPrefix,
+    Explanation,
+    MalformedError,
+    encode_record,
+    prefix_bytes,
+    without_explanation,
+)
 from feedback.state import START, State
 from feedback.store import Log, StoreError
 
 Faulty = Callable[[Log], Any]
 CALL = CallStatistics(calls=1, tokens_in=100, tokens_out=20)
+RECORD = encode_record(
+    DecisionPrefix("small", np.ones(2), 1e9, 0.5, b"features", b"policy!!"),
+    Explanation({"candidates": [["small", 0.5, 1.5]]}, np.ones(1), np.ones((1, 5), np.float32)),
+)
 
 
 @pytest.fixture
@@ -114,24 +126,46 @@ async def test_memory_is_bounded_while_the_store_is_away_and_the_loss_is_counted
     recorder = Recorder(unsteady, worker="w")
     unsteady.away = True
     for n in range(DECISIONS_KEPT + 5):
-        recorder.decided(f"d-{n}", b"record")
+        recorder.decided(f"d-{n}", RECORD)
     assert (recorder.waiting, recorder.dropped) == (DECISIONS_KEPT, 5)
     assert recorder.record_of("d-4") is None
     unsteady.away = False
     await recorder.flush()
     assert await log.get_decision("d-4") is None
-    assert await log.get_decision("d-5") == b"record"
+    assert await log.get_decision("d-5") == RECORD
 
 
-async def test_memory_of_what_was_written_is_bounded(log: MemoryLog) -> None:
+async def test_memory_of_what_was_written_is_bounded_and_explanations_go_first(log: MemoryLog) -> None:
     recorder = Recorder(log, worker="w")
     for start in (0, DECISIONS_KEPT):
         for n in range(start, start + DECISIONS_KEPT):
-            recorder.decided(f"d-{n}", b"record")
+            recorder.decided(f"d-{n}", RECORD)
         await recorder.flush()
     assert recorder.dropped == 0
     assert recorder.record_of(f"d-{DECISIONS_KEPT - 1}") is None
-    assert recorder.record_of(f"d-{DECISIONS_KEPT}") == b"record"
+    assert recorder.record_of(f"d-{DECISIONS_KEPT}") == without_explanation(RECORD)
+    last = 2 * DECISIONS_KEPT - 1
+    assert recorder.record_of(f"d-{last - WHOLE_KEPT}") == without_explanation(RECORD)
+    assert recorder.record_of(f"d-{last - WHOLE_KEPT + 1}") == RECORD
+
+
+async def test_what_a_failover_takes_back_is_written_again_the_latest_whole() -> None:
+    log = MemoryLog()
+    recorder = Recorder(log, worker="w")
+    for n in range(WHOLE_KEPT + 10):
+        recorder.decided(f"d-{n}", RECORD)
+    await recorder.flush()
+    log = recorder._log = MemoryLog()
+    recorder.decided("new", RECORD)
+    await recorder.flush()
+    for decision_id, record in {
+        "d-0": without_explanation(RECORD),
+        "d-9": without_explanation(RECORD),
+        "d-10": RECORD,
+        "new": RECORD,
+    }.items():
+        assert await log.get_decision(decision_id) == record
+    assert DecisionPrefix.decode(prefix_bytes(without_explanation(RECORD))).arm == "small"
 
 
 async def test_calls_are_summed_per_arm_into_one_event_per_flush(log: MemoryLog) -> None:

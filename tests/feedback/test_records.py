@@ -125,9 +125,9 @@ def test_a_record_says_what_was_decided_on_and_what_it_should_cost() -> None:
     assert explanation.told == EXPLANATION.told
     assert explanation.probabilities.tobytes() == EXPLANATION.probabilities.tobytes()
     assert explanation.beliefs.tobytes() == EXPLANATION.beliefs.tobytes()
-    prediction = posterior.quality.predict(context.x, ["large"])
-    assert back.quality_mean == np.float32(prediction.mean[0])
-    assert back.quality_sd == pytest.approx(np.sqrt(prediction.covariance[0, 0]), rel=1e-6)
+    believed = posterior.quality.draws(context.x, ["large"])
+    assert back.quality_mean == np.float32(believed.mean[0])
+    assert back.quality_sd == pytest.approx(believed.sd()[0], rel=1e-6)
     assert fields(back) == fields(made)  # what is learned from the decision itself is learned from its bytes
 
 

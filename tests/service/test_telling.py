@@ -4,7 +4,8 @@ import hashlib
 
 import pytest
 
-from feedback.records import prefix_bytes
+from feedback.records import prefix_bytes, without_explanation
+from feedback.store import StoreError
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -109,6 +110,24 @@ def test_a_decision_of_which_only_what_learning_needs_is_left_is_told_as_far_as_
     recorder.joined(decision_id, prefix)
     told = lab.client.get(f"/v1/decisions/{decision_id}").json()
     assert (told["decision_id"], told["attempt"], 0 < told["propensity"] <= 1) == (decision_id, 0, True)
+    assert told["model"] in ("one", "two")
+    assert "candidates" not in told
+
+
+def test_a_decision_whose_explanation_only_the_store_still_has_is_told_whole_from_there(lab, scripts):
+    """And while the store is away, as far as it is known here."""
+    lab.says(one=scripts.says(200, scripts.completion()), two=scripts.says(200, scripts.completion()))
+    decision_id = lab.ask().json()["id"].removeprefix("chatcmpl-")
+    route = lab.gateway.learning.routes["default.auto"]
+    lab.tick()
+    route.recorder._older[decision_id] = without_explanation(route.recorder._written.pop(decision_id))
+    assert len(lab.client.get(f"/v1/decisions/{decision_id}").json()["candidates"]) == 2
+
+    async def away(_):
+        raise StoreError("away")
+
+    route.log.get_decision = away
+    told = lab.client.get(f"/v1/decisions/{decision_id}").json()
     assert told["model"] in ("one", "two")
     assert "candidates" not in told
 
