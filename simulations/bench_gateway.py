@@ -6,6 +6,7 @@ within a round with their smallest and largest beside them: what else the machin
 
 import gc
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,9 +16,10 @@ import uvloop
 from simulations import bench_gateway_tables as tables
 from simulations.bench_load import Sample, Shape, load
 from simulations.bench_rivals import RIVALS
-from simulations.bench_stacks import MANY, PARTIAL, ROUTER, Field, Stack, running
+from simulations.bench_stacks import MANY, PARTIAL, ROUTER, TWO, Field, Stack, running
 
 CONNECTIONS: Final = (1, 16, 64)
+ONLY_AT: Final = {PARTIAL: 16, MANY: 16, TWO: 64}  # whole answers, connections
 SOAK_REQUESTS: Final = 200_000
 
 
@@ -32,11 +34,15 @@ class Plan:
 
 @dataclass(slots=True)
 class Seen:
-    """samples[stack, shape]: one a round. memory: stack -> MiB after all of it, its store's beside it."""
+    """samples[stack, shape]: one a round. memory: stack -> MiB after all of it, its store's beside it; worker_mib: of the
+    gateway without its store. load_share: of one core, what load and upstream took beside two workers, once a round.
+    """
 
     plan: Plan
     samples: dict[tuple[str, Shape], list[Sample]] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
+    worker_mib: float = float("nan")
+    load_share: list[float] = field(default_factory=list)
     missing: tuple[str, ...] = ()
 
     def add(self, stack: Stack, shape: Shape, sample: Sample) -> None:
@@ -63,12 +69,18 @@ async def _measured(where: Field, plan: Plan) -> Seen:
     for _ in range(plan.rounds):
         for shape in shapes(plan):
             for stack in (where.direct, *stacks):
-                if stack.name in (PARTIAL, MANY) and (shape.stream or shape.connections != 16):
+                if stack.name in ONLY_AT and (shape.stream or shape.connections != ONLY_AT[stack.name]):
                     continue
+                begun, beside = time.perf_counter(), time.process_time() + where.direct.cpu_s()
                 seen.add(stack, shape, await load(stack.target, shape, stack.cpu_s))
+                if stack.name == TWO:
+                    beside = time.process_time() + where.direct.cpu_s() - beside
+                    seen.load_share.append(beside / (time.perf_counter() - begun))
             gc.collect()
     for stack in stacks:
         seen.memory[stack.name] = stack.rss_mib()
+        if stack.name == ROUTER:
+            seen.worker_mib = Stack("", stack.target, stack.pids[:1]).rss_mib()
     await _learning(where, seen)
     gc.enable()
     return seen

@@ -8,7 +8,7 @@ import numpy as np
 
 from simulations.bench_load import Sample, Shape, Target
 from simulations.bench_rivals import LITELLM, SWITCHYARD, TENSORZERO
-from simulations.bench_stacks import BARE, MANY, NAIVE, PARTIAL, RATED_EVERY, ROUTER
+from simulations.bench_stacks import BARE, MANY, NAIVE, PARTIAL, RATED_EVERY, ROUTER, TWO
 from simulations.bench_upstream import CHUNKS, GAP_S
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def page(seen: "Seen", shapes: Sequence[Shape]) -> str:
         f"turn, {seen.plan.seconds:g} s a sample, medians. Prompt 45 tokens, answer 1 KB; 1 answer in {RATED_EVERY} is "
         f"rated; streams of {CHUNKS} chunks, {1000 * GAP_S:g} ms apart. Added: beyond the upstream itself."
     )
+    if seen.load_share:
+        told += f" Beside two workers, load and upstream took {np.median(seen.load_share):.0%} of one of the cores."
     parts = ["## The gateway", told, _whole_table(seen, whole), _stream_table(seen, stream), *missing]
     return "\n\n".join([*parts, _bars_table(seen)]) + "\n"
 
@@ -94,8 +96,8 @@ def _bars_table(seen: "Seen") -> str:
         wanted = f"{'>=' if bar.at_least else '<='} {bar.wanted:g}"
         spread = f"{value:.2f} [{min(values):.2f} .. {max(values):.2f}]"
         rows.append([bar.what, wanted, spread, bar.by_cpu(seen), "yes" if met else "**no**"])
-    rss = seen.memory.get(ROUTER, np.nan)
-    rows.append(["resident MiB, store included", "<= 120", _told(rss), "", "yes" if rss <= 120 else "**no**"])
+    rss = seen.worker_mib
+    rows.append(["resident MiB of a worker", "<= 120", _told(rss), "", "yes" if rss <= 120 else "**no**"])
     return _markdown(["bar", "wanted", "median of rounds [least .. most]", "per CPU second", "met"], rows)
 
 
@@ -116,6 +118,7 @@ def _bars(seen: "Seen") -> Iterator[Bar]:
         yield Bar(what, (ROUTER, shape, per_s), (rival, shape, per_s), wanted)
     yield Bar("req/s at 64 ÷ at 16", (ROUTER, many, per_s), ours, 0.85)
     yield Bar("req/s with 64 models ÷ with 4", (MANY, some, per_s), (PARTIAL, some, per_s), 0.75)
+    yield Bar("req/s of 2 workers ÷ of 1, at 64", (TWO, many, per_s), (ROUTER, many, per_s), 1.7)
     p50, first = _percentile(lambda x: x.latency_us, 50), _percentile(lambda x: x.first_us, 50)
     yield Bar("p50 at 1 beyond bare, µs", (ROUTER, one, p50), (BARE, one, p50), 250, at_least=False, difference=True)  # fmt: skip
     for shape in (Shape(1, s, stream=True), streams):

@@ -64,6 +64,7 @@ class Field:
 ROUTER: Final = f"fairlead, {ARMS} models"
 PARTIAL: Final = "fairlead, 4 models"
 MANY: Final = "fairlead, 64 models"
+TWO: Final = "fairlead, 2 workers on both cores"
 BARE: Final = "bare pass-through"
 NAIVE: Final = "FastAPI + httpx"
 
@@ -99,6 +100,7 @@ def _start(
         stacks.append(
             stack.enter_context(gateway(folder / f"gateway-{arms}", upstream, name=name, arms=arms))
         )
+    stacks.append(stack.enter_context(_two_workers(folder / "gateway-two", upstream)))
     missing: list[str] = []
     for rival in rivals:
         try:
@@ -111,8 +113,27 @@ def _start(
 
 
 @contextmanager
+def _two_workers(folder: Path, upstream: str) -> Iterator[Stack]:
+    """On the core that the load has too: what the load takes of it, the table tells."""
+    server, generator = cores()
+    _hold_to(server | generator)
+    try:
+        with gateway(folder, upstream, name=TWO, workers=2) as stack:
+            _hold_to(server)
+            yield stack
+    finally:
+        _hold_to(generator)
+
+
+@contextmanager
 def gateway(
-    folder: Path, upstream: str, *, name: str = ROUTER, arms: int = ARMS, rated_every: int = RATED_EVERY
+    folder: Path,
+    upstream: str,
+    *,
+    name: str = ROUTER,
+    arms: int = ARMS,
+    rated_every: int = RATED_EVERY,
+    workers: int = 1,
 ) -> Iterator[Stack]:
     """Our gateway as `python -m service`: store, spool, features, learning, metrics and keys, all of it on."""
     folder.mkdir()
@@ -131,6 +152,7 @@ def gateway(
         "routes": {"auto": {"models": names, "usd_per_quality": 0.05}},
         "access": {"keys": [{"sha256": hashlib.sha256(KEY.encode()).hexdigest()}]},
         "store": {"state_dir": str((folder / "state").absolute())},
+        "server": {"workers": workers},
     }
     file = folder / "gateway.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -55,10 +55,12 @@ def test_bars_are_ratios_within_rounds_and_say_whether_they_are_met():
         for name, answers in ((ROUTER, ours), (BARE, bare)):
             sample = Sample(seconds=1.0, used=0.5, latency_us=[100.0] * answers, first_us=[100.0] * answers)
             seen.add(Stack(name, None, ()), shape, sample)
-    seen.memory[ROUTER] = 121.0
+    seen.worker_mib = 121.0
+    seen.load_share.append(0.25)
     page = tables.page(seen, [shape])
     assert "| req/s at 16 ÷ bare pass-through | >= 0.5 | 0.60 [0.40 .. 0.70] | 0.60 | yes |" in page
-    assert "| resident MiB, store included | <= 120 | 121 |  | **no** |" in page
+    assert "took 25% of one of the cores" in page
+    assert "| resident MiB of a worker | <= 120 | 121 |  | **no** |" in page
 
 
 def test_a_gateway_begins_with_everything_on(tmp_path: Path):
