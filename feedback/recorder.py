@@ -18,7 +18,8 @@ from feedback.events import Called, encode_called
 from feedback.records import NO_EXPLANATION, without_explanation
 from feedback.store import Log, StoreError
 
-DECISIONS_KEPT: Final = 20_000
+DECISIONS_KEPT: Final = 20_000  # while the store is away
+WRITTEN_KEPT: Final = 10_000
 WHOLE_KEPT: Final = 2_000
 ANSWERS_HELD: Final = 1024
 BATCH: Final = 256
@@ -122,7 +123,7 @@ class Recorder:
         while len(self._written) > WHOLE_KEPT:
             decision_id, record = self._written.popitem(last=False)
             self._older[decision_id] = without_explanation(record)
-        while len(self._older) > DECISIONS_KEPT - WHOLE_KEPT:
+        while len(self._older) > WRITTEN_KEPT - WHOLE_KEPT:
             self._older.popitem(last=False)
 
     def _write_again(self) -> None:

@@ -10,7 +10,7 @@ from bandit.statistics import CallStatistics
 from feedback.events import CALLED, Called, decode, encode_called
 from feedback.learn import fold
 from feedback.memory_store import MemoryLog
-from feedback.recorder import BATCH, DECISIONS_KEPT, WHOLE_KEPT, Recorder
+from feedback.recorder import BATCH, DECISIONS_KEPT, WHOLE_KEPT, WRITTEN_KEPT, Recorder
 from feedback.records import (
     DecisionPrefix,
     Explanation,
@@ -137,14 +137,14 @@ async def test_memory_is_bounded_while_the_store_is_away_and_the_loss_is_counted
 
 async def test_memory_of_what_was_written_is_bounded_and_explanations_go_first(log: MemoryLog) -> None:
     recorder = Recorder(log, worker="w")
-    for start in (0, DECISIONS_KEPT):
-        for n in range(start, start + DECISIONS_KEPT):
+    for start in (0, WRITTEN_KEPT):
+        for n in range(start, start + WRITTEN_KEPT):
             recorder.decided(f"d-{n}", RECORD)
         await recorder.flush()
     assert recorder.dropped == 0
-    assert recorder.record_of(f"d-{DECISIONS_KEPT - 1}") is None
-    assert recorder.record_of(f"d-{DECISIONS_KEPT}") == without_explanation(RECORD)
-    last = 2 * DECISIONS_KEPT - 1
+    assert recorder.record_of(f"d-{WRITTEN_KEPT - 1}") is None
+    assert recorder.record_of(f"d-{WRITTEN_KEPT}") == without_explanation(RECORD)
+    last = 2 * WRITTEN_KEPT - 1
     assert recorder.record_of(f"d-{last - WHOLE_KEPT}") == without_explanation(RECORD)
     assert recorder.record_of(f"d-{last - WHOLE_KEPT + 1}") == RECORD
 
