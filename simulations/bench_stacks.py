@@ -81,6 +81,9 @@ def running(folder: Path, *, rivals: Sequence[Rival] = RIVALS) -> Iterator[Field
         _hold_to(server)  # who is started now inherits it
         try:
             stacks, missing = _start(stack, folder, upstream, rivals)
+            _hold_to(server | generator)  # what the load takes of its core, the table tells
+            two = gateway(folder / "gateway-two", upstream, name=TWO, workers=2)
+            stacks.append(stack.enter_context(two))
         finally:
             _hold_to(generator)
         stack.callback(_hold_to, {server.copy().pop(), *generator})
@@ -100,7 +103,6 @@ def _start(
         stacks.append(
             stack.enter_context(gateway(folder / f"gateway-{arms}", upstream, name=name, arms=arms))
         )
-    stacks.append(stack.enter_context(_two_workers(folder / "gateway-two", upstream)))
     missing: list[str] = []
     for rival in rivals:
         try:
@@ -110,19 +112,6 @@ def _start(
             continue
         stacks.append(Stack(rival.name, _target(url, rival.model), family(child.pid)))
     return stacks, missing
-
-
-@contextmanager
-def _two_workers(folder: Path, upstream: str) -> Iterator[Stack]:
-    """On the core that the load has too: what the load takes of it, the table tells."""
-    server, generator = cores()
-    _hold_to(server | generator)
-    try:
-        with gateway(folder, upstream, name=TWO, workers=2) as stack:
-            _hold_to(server)
-            yield stack
-    finally:
-        _hold_to(generator)
 
 
 @contextmanager

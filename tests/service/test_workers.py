@@ -3,10 +3,13 @@
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -98,6 +101,46 @@ def test_two_workers_answer_learn_count_and_come_back(config, gateway_process):
             assert ask(url).status_code == 200
         assert counted(admin) == 30, "what the killed one had counted is counted still"
         until(lambda: set(rated(url)) == {20})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="connections are spread by Linux")
+def test_connections_that_are_opened_together_are_spread_over_the_workers(config, gateway_process):
+    """From a socket that they share one of them takes nearly all. Fewer than 5 of 40 by chance: once in 10^6."""
+
+    def sockets(worker: int) -> int:
+        held = []
+        for path in Path(f"/proc/{worker}/fd").iterdir():
+            with suppress(OSError):  # it is closed by now
+                held.append(str(path.readlink()))
+        return sum(what.startswith("socket:") for what in held)
+
+    with gateway_process(config) as (process, url, _), ExitStack() as stack:
+        workers = workers_of(process.pid)
+        before = [sockets(worker) for worker in workers]
+        where = urlsplit(url)
+        for _ in range(40):
+            stack.enter_context(socket.create_connection((where.hostname, where.port)))
+        until(lambda: sum(map(sockets, workers)) >= sum(before) + 40)
+        for worker, had in zip(workers, before, strict=True):
+            assert sockets(worker) - had >= 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there the port is bound once more")
+def test_a_port_that_somebody_has_is_not_shared_with_him(config, gateway_process):
+    with gateway_process(config) as (_, url, _), socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (taken.getsockname()[1], urlsplit(url).port):
+            done = subprocess.run(
+                [sys.executable, "-m", "service", "--config", str(config), "--port", str(port)],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode != 0
+            assert "address already in use" in done.stderr.lower()
 
 
 def test_workers_leave_when_the_process_that_started_them_is_killed(config, gateway_process):
