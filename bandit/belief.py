@@ -10,9 +10,9 @@ from bandit.types import Vector
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Belief:
-    """quality: of the K arms at this request; exactly(): the Gaussian that it is drawn from. cost_usd (K,): expected. typical (K,): expected quality over all traffic.
+    """quality: of the K arms at this request; exactly(): the Gaussian that it is drawn from. cost_usd (K,): expected.
 
-    noise_variance: of a rating about its expectation. ratings (K,): how many each arm has, old ones counting less.
+    typical (K,): expected quality over all traffic. noise_variance: of a rating about its expectation. ratings (K,): how many each arm has, old ones counting less.
     """
 
     arms: Sequence[Arm]

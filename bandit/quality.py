@@ -34,6 +34,7 @@ import numpy as np
 
 from bandit.arms import Arm
 from bandit.level_spread import level_factor
+from bandit.noise import NORMALS_MAX
 from bandit.prior import ArmPriors, QualityPrior
 from bandit.quality_posterior import SharedBaselinePosterior
 from bandit.statistics import RatingStatistics
@@ -120,6 +121,8 @@ class SharedBaseline:
             raise ValueError(
                 f"the prior is for {len(prior.mean)} features, the vectors have {d}: fit it anew"
             )
+        if not 1 <= self.draws <= NORMALS_MAX // d:
+            raise ValueError(f"{d} features allow 1 to {NORMALS_MAX // d} draws, not {self.draws}")
         arms = self._known_and_rated(ratings, entry_prices)
         priors = prior.of(arms)
         factor = level_factor(prior, priors, [ratings.get(arm.name) for arm in arms])
@@ -215,7 +218,7 @@ def _arrow(
 def _seed(ratings: Mapping[str, RatingStatistics]) -> bytes:
     """Of the normals that a posterior's draws are made from: other ratings, other normals; the same on every replica."""
     digest = hashlib.blake2b(digest_size=16)
-    for arm, s in ratings.items():
+    for arm, s in sorted(ratings.items()):
         digest.update(arm.encode())
         digest.update(np.array([s.n, s.rr, *s.xr]).tobytes())
     return digest.digest()

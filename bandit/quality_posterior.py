@@ -26,6 +26,7 @@ from bandit.noise import normals_of
 from bandit.prediction import Draws, Prediction
 from bandit.types import Matrix, Vector
 
+Singles = NDArray[np.float32]
 PARTS_KEPT: Final = 16  # choices of arms whose rows a posterior keeps gathered
 
 
@@ -47,6 +48,7 @@ class SharedBaselinePosterior:
     count: int
     seed: bytes
     _parts: "dict[tuple[str, ...], _Part]" = field(default_factory=dict, repr=False)
+    _drawn: dict[str, Singles] = field(default_factory=dict, repr=False)
 
     def draws(self, x: Vector, arms: Sequence[str]) -> Draws:
         part = self._part(arms)
@@ -81,15 +83,18 @@ class SharedBaselinePosterior:
         rows = self._rows(arms)
         drawn = np.empty((d, self.count, K), dtype=np.float32)
         for k, (name, row) in enumerate(zip(arms, rows, strict=True)):
-            drawn[:, :, k] = self._drawn(name, row)
+            drawn[:, :, k] = self._weights_of(name, row)
         drawn *= np.float32(math.sqrt(self.noise_variance))
         weights = self.weights[rows]
         return _Part(weights, drawn.reshape(d, -1), weights @ self.typical_x)
 
-    def _drawn(self, name: str, row: int) -> Matrix:
+    def _weights_of(self, name: str, row: int) -> Singles:
         """(d, M): W_a / s."""
-        R, D = self.factors[row], self.precisions[row]
-        drawn: Matrix = R.T @ (self._normals("arm:" + name) + R @ (D[:, None] * self._shared))
+        drawn = self._drawn.get(name)
+        if drawn is None:
+            R, D = self.factors[row], self.precisions[row]
+            own = self._normals("arm:" + name)
+            drawn = self._drawn[name] = (R.T @ (own + R @ (D[:, None] * self._shared))).astype(np.float32)
         return drawn
 
     @cached_property
@@ -98,7 +103,7 @@ class SharedBaselinePosterior:
         shared: Matrix = self.shared_factor.T @ self._normals("shared")
         return shared
 
-    def _normals(self, of: str) -> Matrix:
+    def _normals(self, of: str) -> Singles:
         d = len(self.typical_x)
         return normals_of(self.seed + of.encode(), d * self.count).reshape(d, self.count)
 
@@ -108,10 +113,10 @@ class _Part:
     """Of K arms: weights (K, d), deviations (d, M K), typical (K,) quality over the traffic so far."""
 
     weights: Matrix
-    deviations: NDArray[np.float32]
+    deviations: Singles
     typical: Vector
 
-    def deviations_at(self, x: Vector) -> NDArray[np.float32]:
+    def deviations_at(self, x: Vector) -> Singles:
         """(M K,) x' W. Features end in buckets of which one is used at most: most of them are not read."""
         single = x.astype(np.float32)  # features have 11 significant bits
         used = single.nonzero()[0]

@@ -8,6 +8,7 @@ makes an append whose answer was lost harmless.
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -15,7 +16,7 @@ from bandit.latency import LatencyStatistics
 from bandit.statistics import CallStatistics
 from feedback.answers import Answered, calls_of, latency_of
 from feedback.events import Called, encode_called
-from feedback.records import NO_EXPLANATION, without_explanation
+from feedback.records import NO_EXPLANATION, MalformedError, without_explanation
 from feedback.store import Log, StoreError
 
 DECISIONS_KEPT: Final = 20_000  # while the store is away
@@ -29,7 +30,7 @@ class Recorder:
     """worker: a name that no other process, past or present, has used."""
 
     def __init__(self, log: Log, *, worker: str) -> None:
-        self.dropped = 0  # decisions pushed out before the store had them
+        self.dropped = 0  # decisions pushed out before it was sure that the store had them
         self._log, self._worker = log, worker
         self._unwritten: OrderedDict[str, bytes] = OrderedDict()
         self._written: OrderedDict[str, bytes] = OrderedDict()
@@ -57,7 +58,7 @@ class Recorder:
 
     def decided(self, decision_id: str, record: bytes) -> None:
         self._unwritten[decision_id] = record
-        if len(self._unwritten) > DECISIONS_KEPT:
+        while len(self._unwritten) > DECISIONS_KEPT:
             self._unwritten.popitem(last=False)
             self.dropped += 1
 
@@ -122,7 +123,8 @@ class Recorder:
     def _shorten(self) -> None:
         while len(self._written) > WHOLE_KEPT:
             decision_id, record = self._written.popitem(last=False)
-            self._older[decision_id] = without_explanation(record)
+            with suppress(MalformedError):  # of another version: it can wait for no rating of ours
+                self._older[decision_id] = without_explanation(record)
         while len(self._older) > WRITTEN_KEPT - WHOLE_KEPT:
             self._older.popitem(last=False)
 

@@ -7,7 +7,8 @@
 The head is little-endian: version u8, attempt u8, prefix length u16, d u16, arm length u16, decided_at f64 (Unix
 seconds), propensity f64, features tag 8 bytes, policy tag 8 bytes, what the registry said of the call's price:
 listed_in_nano_usd u64 for the prompt and listed_out_nano_usd_per_token u64, and what rating was expected: quality_mean f32
-and quality_sd f32 (how unsure that expectation was, the noise of a rating left out; 0 where nothing was expected).
+and quality_sd f32 (how unsure that expectation was, the sd of the posterior's 64 draws of it, the noise of a rating left out;
+0 where nothing was expected).
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from bandit.decide import Decision
 from bandit.features import TAG
+from bandit.noise import TABLE_VERSION
 from bandit.types import Vector
 
 VERSION: Final = 2
@@ -123,7 +125,7 @@ def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: 
 
 def policy_tag(*parts: object) -> bytes:
     """8 bytes that name a policy with all its parameters; frozen dataclasses print them all."""
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return hashlib.blake2b(repr((TABLE_VERSION, *parts)).encode(), digest_size=8).digest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

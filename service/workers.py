@@ -5,7 +5,8 @@ store, starts a worker again when it ends, and hands signals on; it serves nothi
 listener. A worker that was killed leaves its spool to the one that comes after it (feedback.spool).
 
 On Linux each worker has a listening socket of its own (SO_REUSEPORT), over which the kernel spreads connections. From one that
-all share whoever is woken first takes them: of 40 opened while two workers were idle, one had fewer than 5.
+all share whoever is woken first takes them: of 40 opened while two workers were idle, one had fewer than 5. The price: what
+waits to be accepted by a worker that dies is reset, and its client connects again.
 """
 
 import asyncio
@@ -79,7 +80,12 @@ class Workers:
         """
         pause_s = FIRST_PAUSE_S
         while not self._leaving.is_set():
-            process = self._running[number] = await self._start(number, port)
+            try:
+                process = self._running[number] = await self._start(number, port)
+            except OSError:
+                log.exception("worker %d cannot be started", number)
+                await asyncio.sleep(LONGEST_PAUSE_S)
+                continue
             if self._leaving.is_set():  # the signal came while it was being started
                 process.terminate()
             served = await self._hear(process, ready)
@@ -140,27 +146,36 @@ def share_metrics(stack: ExitStack) -> None:
 
 
 def _reserved(server: ServerSettings) -> socket:
-    """Bound, so that the port is nobody else's; where connections are spread nobody listens on it. Uvicorn's own way to bind
-    comes first: it ends the process, saying why, where the address cannot be had.
+    """Bound, so that the port is no other gateway's; where connections are spread nobody listens on it. Uvicorn's own way to
+    bind comes first: it ends the process, saying why, where the address cannot be had.
     """
     bound = uvicorn.Config(app="", host=server.host, port=server.port, log_config=None).bind_socket()
     if not SPREAD:
         return bound
     family, address = bound.family, bound.getsockname()
     bound.close()
-    return _shareable(family, address)
+    try:
+        return _bound(family, address, SO_REUSEPORT)
+    except (
+        OSError
+    ):  # connections of an earlier gateway linger; another one that starts this very second is not told off
+        return _bound(family, address, SO_REUSEADDR, SO_REUSEPORT)
 
 
 def _own(port: socket) -> socket:
     """For one worker to listen on."""
-    return _shareable(port.family, port.getsockname()) if SPREAD else port.dup()
+    return _bound(port.family, port.getsockname(), SO_REUSEADDR, SO_REUSEPORT) if SPREAD else port.dup()
 
 
-def _shareable(family: int, address: Any) -> socket:
+def _bound(family: int, address: Any, *options: int) -> socket:
     made = socket(family)
-    made.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    made.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
-    made.bind(address)
+    try:
+        for option in options:
+            made.setsockopt(SOL_SOCKET, option, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
     return made
 
 

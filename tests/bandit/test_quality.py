@@ -532,6 +532,12 @@ def test_all_prices_in_another_currency_change_no_belief(factor):
     np.testing.assert_allclose(there.weights, here.weights, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("draws", [0, 8193])
+def test_more_draws_than_there_are_normals_are_refused_before_anything_is_decided(draws):
+    with pytest.raises(ValueError, match=f"4 features allow 1 to 8192 draws, not {draws}"):
+        SharedBaseline(draws=draws).fit({}, 4)
+
+
 def test_a_prior_for_other_features_is_refused():
     with pytest.raises(ValueError, match="the prior is for 4 features, the vectors have 5: fit it anew"):
         SharedBaseline(PRIOR).fit({}, 5)
