@@ -40,6 +40,7 @@ _PRIOR: Final = QualityPrior(
     shared_variance=np.r_[4.0, np.full(FACTS - 1, SLOPE_VARIANCES[0])],
     arm_variance=np.r_[1.0, np.full(FACTS - 1, SLOPE_VARIANCES[1])],
     typical_x=np.eye(1, FACTS)[0],
+    typical_square=np.ones(FACTS),
     noise_variance=0.5,
     noise_weight=10.0,
 )

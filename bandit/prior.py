@@ -25,10 +25,11 @@ import numpy as np
 from bandit.arms import Arm
 from bandit.types import Matrix, Vector
 
-VERSION: Final = 1
+VERSION: Final = 2
 FLAT_MEAN: Final = 0.7
+FLAT_SQUARE: Final = 13.0  # of all features but the bias together, on recorded prompts 11 to 16
 FLAT_VARIANCES: Final = (1.0, 1 / 4, 1.0, 1 / 40)  # shared level and slopes, an arm's level and slopes
-_ARRAYS: Final = ("mean", "price_slope", "shared_variance", "arm_variance", "typical_x")
+_ARRAYS: Final = ("mean", "price_slope", "shared_variance", "arm_variance", "typical_x", "typical_square")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class KnownModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QualityPrior:
-    """See the module. mean, price_slope, shared_variance, arm_variance (d,). typical_x (d,): a usual request.
+    """See the module. mean, price_slope, shared_variance, arm_variance (d,). typical_x, typical_square (d,): a usual request,
+    means of its features and of their squares.
 
     noise_variance: of a rating about its expectation, held by noise_weight ratings. features: tag of the vectors it was
     fitted for; b"" fits any. known: canonical name -> what is known of the model.
@@ -52,6 +54,7 @@ class QualityPrior:
     shared_variance: Vector
     arm_variance: Vector
     typical_x: Vector
+    typical_square: Vector
     noise_variance: float
     noise_weight: float
     features: bytes = b""
@@ -69,6 +72,7 @@ class QualityPrior:
             shared_variance=np.where(bias > 0, level, slope),
             arm_variance=np.where(bias > 0, arm_level, arm_slope),
             typical_x=bias,
+            typical_square=np.where(bias > 0, 1.0, FLAT_SQUARE / max(d - 1, 1)),
             noise_variance=0.1,
             noise_weight=10.0,
         )

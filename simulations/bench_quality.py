@@ -1,7 +1,7 @@
 """`bench quality`: the router on every pool of recorded outcomes beside its rivals, as Markdown; BENCHMARKS.md holds a run.
 
 Four tables: gaps to the best fixed model in every case, their means and the paired differences to each rival, what
-features of pure noise cost (nothing, it should be), and what the best model's quality costs when one may choose.
+features that tell nothing cost (nothing, it should be), and what the best model's quality costs when one may choose.
 """
 
 import json
@@ -91,13 +91,12 @@ def _harm(where: Field, plan: Plan, report: dict[str, Any]) -> str:
             "data": pool,
             "objective": objective,
             "prior": prior,
-            "bias": bias.whole.tolist(),
-            "noise": noise.whole.tolist(),
+            **{view: found.whole.tolist() for view, found in views.items()},
         }
         for prior, cases in harm.items()
-        for (pool, objective), (bias, noise) in cases.items()
+        for (pool, objective), views in cases.items()
     ]
-    return "## Do no harm: features that are pure noise\n\n" + pool_tables.harm_table(harm) + "\n"
+    return "## Do no harm: features that tell nothing\n\n" + pool_tables.harm_table(harm) + "\n"
 
 
 def _cost(where: Field, plan: Plan, report: dict[str, Any]) -> str:

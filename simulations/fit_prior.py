@@ -81,6 +81,7 @@ def fit(datasets: Sequence[Dataset], features: Features) -> QualityPrior:
         shared_variance=population.shared_variance,
         arm_variance=arm,
         typical_x=typical_x,
+        typical_square=np.mean([s.xx.diagonal() / s.n for s in sources], axis=0),
         noise_variance=NOISE_VARIANCE,
         noise_weight=NOISE_WEIGHT,
         features=features.tag,

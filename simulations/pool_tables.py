@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from simulations.contestants import CONTESTANTS
 from simulations.equal_quality import Share
 from simulations.metrics import best_fixed, clustered_mean, paired_bootstrap_interval
-from simulations.pools import Chosen, Field, Gaps, hindsight_gaps
+from simulations.pools import HARMLESS, Chosen, Field, Gaps, hindsight_gaps
 
 Floats = NDArray[np.float64]
 Case = tuple[str, str]
@@ -89,25 +89,27 @@ def summary_table(rows: Sequence[Summary]) -> str:
     return markdown([head, *(_summary_cells(row) for row in rows)])
 
 
-def harm_table(harm: Mapping[str, Mapping[Case, tuple[Gaps, Gaps]]]) -> str:
-    """harm: prior -> case -> (bias alone, noise)."""
-    lines = [["data", "objective", "prior", "bias alone", "noise", "noise minus bias alone [95 %]"]]
+def harm_table(harm: Mapping[str, Mapping[Case, Mapping[str, Gaps]]]) -> str:
+    """harm: prior -> case -> view -> gaps. Each view beside the bias alone, and the mean of all cases."""
+    views = [f"{view} minus bias alone [95 %]" for view in HARMLESS]
+    lines = [["data", "objective", "prior", "bias alone", *views]]
     for prior, cases in harm.items():
-        for (pool, objective), (bias, noise) in cases.items():
-            difference = noise.by_prompt - bias.by_prompt
-            low, high = paired_bootstrap_interval(difference)
-            told = f"{_points(float(difference.mean()))} [{_points(low)}, {_points(high)}]"
-            lines.append(
-                [
-                    pool,
-                    objective,
-                    prior,
-                    _points(float(bias.whole.mean())),
-                    _points(float(noise.whole.mean())),
-                    told,
-                ]
-            )
+        for (pool, objective), found in cases.items():
+            told = [_beside(found[view], found["bias"]) for view in HARMLESS]
+            lines.append([pool, objective, prior, _points(float(found["bias"].whole.mean())), *told])
+        means = {
+            view: float(np.mean([found[view].whole.mean() for found in cases.values()]))
+            for view in ("bias", *HARMLESS)
+        }
+        told = [_points(means[view] - means["bias"]) for view in HARMLESS]
+        lines.append(["mean", "", prior, _points(means["bias"]), *told])
     return markdown(lines)
+
+
+def _beside(one: Gaps, other: Gaps) -> str:
+    difference = one.by_prompt - other.by_prompt
+    low, high = paired_bootstrap_interval(difference)
+    return f"{_points(float(difference.mean()))} [{_points(low)}, {_points(high)}]"
 
 
 def cost_table(shares: Mapping[str, Share]) -> str:

@@ -21,7 +21,16 @@ from simulations.hindsight import HINDSIGHT, Record
 from simulations.metrics import Goal, best_fixed, goal_for
 from simulations.sources import clusters
 from simulations.stream import play
-from simulations.world import Facts, Features, SpaceOf, bias_alone, contexts_of, pure_noise, recorded_world
+from simulations.world import (
+    Facts,
+    Features,
+    SpaceOf,
+    bias_alone,
+    contexts_of,
+    of_another,
+    pure_noise,
+    recorded_world,
+)
 
 Floats = NDArray[np.float64]
 
@@ -36,12 +45,15 @@ RIVALS: Final = (
     "paretobandit-policy",
 )
 NO_PRIOR: Final = "none"
+HARMLESS: Final = ("noise", "another")  # views that tell nothing of the request
 
 Priors = Mapping[str, Mapping[str, QualityPrior | None]]  # name of the prior -> pool -> prior
 
 
 class Task(NamedTuple):
-    """One stream. view: what becomes of the features: "features" as they are, "bias" alone, or "noise" instead."""
+    """One stream. view: what becomes of the features: "features" as they are, "bias" alone, "noise" instead, or those of
+    "another" request.
+    """
 
     pool: str
     objective: str
@@ -125,6 +137,8 @@ def _view(contexts: tuple[Context, ...], view: str, seed: int) -> tuple[Context,
             return bias_alone(contexts)
         case "noise":
             return pure_noise(contexts, np.random.default_rng([seed, 1]))
+        case "another":
+            return of_another(contexts, np.random.default_rng([seed, 1]))
         case _:
             return contexts
 
@@ -196,14 +210,14 @@ def gap_tasks(where: Field, contestants: Sequence[str], *, prior: str, seeds: in
 
 
 def harm_tasks(where: Field, *, seeds: int) -> list[Task]:
-    """The router on noise and on the bias alone, with every prior."""
+    """The router on what tells nothing, and on the bias alone, with every prior."""
     setting = CONTESTANTS["router"].default
     return [
         Task(pool, name, "router", setting, prior, view, seed)
         for seed in range(seeds)
         for pool, name in where.cases()
         for prior in where.priors
-        for view in ("bias", "noise")
+        for view in ("bias", *HARMLESS)
     ]
 
 
@@ -270,13 +284,13 @@ def _by_seed(
     return {task.seed: chosen for task, chosen in played.items() if task[:-1] == wanted}
 
 
-def harm_of(where: Field, played: Outcomes, prior: str) -> dict[tuple[str, str], tuple[Gaps, Gaps]]:
-    """By case: the router's gaps on the bias alone and on noise, with the same prior."""
+def harm_of(where: Field, played: Outcomes, prior: str) -> dict[tuple[str, str], dict[str, Gaps]]:
+    """By case: the router's gaps on the bias alone and on each view that tells nothing, with the same prior."""
     setting = CONTESTANTS["router"].default
     return {
-        case: (
-            gaps(where, case, _by_seed(played, case, "router", setting, prior, "bias")),
-            gaps(where, case, _by_seed(played, case, "router", setting, prior, "noise")),
-        )
+        case: {
+            view: gaps(where, case, _by_seed(played, case, "router", setting, prior, view))
+            for view in ("bias", *HARMLESS)
+        }
         for case in where.cases()
     }

@@ -162,6 +162,11 @@ def bias_alone(contexts: Sequence[Context]) -> tuple[Context, ...]:
     return with_features(contexts, np.tile(x, (len(contexts), 1)))
 
 
+def of_another(contexts: Sequence[Context], rng: np.random.Generator) -> tuple[Context, ...]:
+    """Each request with the features of another one, drawn at random: as large as they are, and about nothing."""
+    return with_features(contexts, np.stack([contexts[k].x for k in rng.permutation(len(contexts))]))
+
+
 def pure_noise(contexts: Sequence[Context], rng: np.random.Generator) -> tuple[Context, ...]:
     """Contexts that seem to tell something: behind the bias, independent standard normals within the features' range."""
     x = np.clip(rng.normal(size=(len(contexts), len(contexts[0].x))), -4.0, 4.0)

@@ -102,7 +102,7 @@ def test_arms_are_chosen_as_often_as_their_logged_probabilities_say(policy):
 
 def test_a_logged_probability_of_any_size_is_calibrated():
     """Among all (decision, arm) pairs logged near p, a share p was chosen: what inverse propensity weights rest on."""
-    decisions = many(Thompson(Balanced(0.02), scale=0.3, first_scale=0.3, floor=0.06), 5000)
+    decisions = many(Thompson(Balanced(0.02), scale=0.15, first_scale=0.15, floor=0.06), 5000)
     p = np.concatenate([d.probabilities for d in decisions])
     chosen = np.concatenate([[d.arm is arm for arm in ARMS] for d in decisions])
     bins = np.digitize(p, [0.05, 0.1, 0.3, 0.5, 0.7, 0.9])

@@ -23,6 +23,7 @@ PRIOR = QualityPrior(
     shared_variance=np.array([0.5, 0.25]),
     arm_variance=np.array([0.2, 0.01]),
     typical_x=np.array([1.0, 0.4]),
+    typical_square=np.array([1.0, 0.5]),
     noise_variance=0.2,
     noise_weight=20.0,
     features=b"\x01\xab",
@@ -129,7 +130,7 @@ def test_a_flat_prior_takes_all_arms_alike_whatever_their_prices():
 
 def test_a_prior_file_is_read_back_as_it_was_written():
     again = prior_from_json(PRIOR.to_json())
-    for name in ("mean", "price_slope", "shared_variance", "arm_variance", "typical_x"):
+    for name in ("mean", "price_slope", "shared_variance", "arm_variance", "typical_x", "typical_square"):
         assert np.array_equal(getattr(again, name), getattr(PRIOR, name)), name
     for name in ("noise_variance", "noise_weight", "features", "known", "provenance"):
         assert getattr(again, name) == getattr(PRIOR, name), name
@@ -153,6 +154,7 @@ def priors(draw):
         shared_variance=vector(positive),
         arm_variance=vector(positive),
         typical_x=vector(finite),
+        typical_square=vector(finite),
         noise_variance=draw(positive),
         noise_weight=draw(positive),
         features=draw(st.binary(max_size=9)),
@@ -164,7 +166,7 @@ def priors(draw):
 @given(prior=priors())
 def test_any_prior_is_read_back_to_five_digits_however_small_its_numbers(prior):
     again = prior_from_json(prior.to_json())
-    for name in ("mean", "price_slope", "shared_variance", "arm_variance", "typical_x"):
+    for name in ("mean", "price_slope", "shared_variance", "arm_variance", "typical_x", "typical_square"):
         np.testing.assert_allclose(getattr(again, name), getattr(prior, name), rtol=1e-4)
     assert again.noise_variance == pytest.approx(prior.noise_variance, rel=1e-4)
     assert (again.features, again.noise_weight, again.provenance) == (
@@ -199,7 +201,7 @@ def test_whatever_stands_in_a_file_it_is_a_prior_or_an_error_of_one_sentence(cha
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"version": 2}, "prior: should be one JSON object of version 1, as fit-prior writes it"),
+        ({"version": 1}, "prior: should be one JSON object of version 2, as fit-prior writes it"),
         ({"mean": None}, "prior: mean should be a list of numbers"),
         ({"mean": []}, "prior: mean should be a list of numbers"),
         ({"mean": [0.1, True]}, "prior: mean should be a list of numbers"),

@@ -10,6 +10,7 @@ from scipy import stats
 
 from bandit import quality
 from bandit.arms import Arm
+from bandit.feature_scale import slope_factor
 from bandit.level_spread import level_factor
 from bandit.prior import KnownModel, QualityPrior
 from bandit.quality import AS_THE_PRIOR_SAYS, SharedBaseline
@@ -22,6 +23,7 @@ PRIOR = QualityPrior(
     shared_variance=1 / np.array([2.0, 3.0, 4.0, 2.5]),
     arm_variance=1 / np.array([5.0, 7.0, 9.0, 6.0]),
     typical_x=np.array([1.0, 0.2, 0.0, -0.1]),
+    typical_square=np.full(D, 2.0),
     noise_variance=0.1,
     noise_weight=4.0,
     known={"arm1": KnownModel(0.1, 0.05)},
@@ -65,6 +67,7 @@ def one_big_regression(rows, arms, model=MODEL):
     route = (*model.arms, *(Arm(name, 0.0, 0.0) for name in rated if name not in here))
     priors = model.prior.of(route)
     factor = level_factor(model.prior, priors, [rated.get(arm.name) for arm in route])
+    scale = slope_factor(model.prior, rated.values())
     place = {arm.name: k for k, arm in enumerate(route)}
     of = [place.get(arm, len(route)) for arm in arms]
     fits = [
@@ -72,7 +75,11 @@ def one_big_regression(rows, arms, model=MODEL):
         for slopes, lacking in model.slopes
         for evidence, *fit in [
             _regression(
-                rows, arms, model.prior, priors.with_levels_spread(factor).with_slopes_spread(slopes), of
+                rows,
+                arms,
+                model.prior,
+                priors.with_slopes_spread(scale).with_levels_spread(factor).with_slopes_spread(slopes),
+                of,
             )
         ]
     ]
@@ -136,6 +143,7 @@ def test_equals_one_big_regression_in_as_many_dimensions_as_requests_have():
         shared_variance=rng.uniform(0.01, 1, d),
         arm_variance=rng.uniform(0.001, 0.5, d),
         typical_x=np.eye(d)[0],
+        typical_square=np.full(d, 2.0),
         noise_variance=0.2,
         noise_weight=20.0,
     )
@@ -281,7 +289,7 @@ def test_ninety_percent_intervals_hold_the_truth_nine_times_in_ten():
     assert inside / problems == pytest.approx(0.9, abs=0.02)
 
 
-def separate(seed, slopes, n=400, K=4, d=20):
+def separate(seed, slopes, n=800, K=4, d=14):
     """Ratings of K arms whose slopes are their own (sd `slopes`), each asked at random."""
     rng = np.random.default_rng(seed)
     W = np.c_[0.6 + rng.normal(0, 0.1, K), rng.normal(0, slopes, (K, d - 1))]

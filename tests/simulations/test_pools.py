@@ -83,6 +83,9 @@ def test_views_change_the_features_and_nothing_else(where):
     assert x.std() == pytest.approx(1.0, abs=0.1)
     assert np.array_equal(x, x.astype(np.float16))
     assert not np.array_equal(x, np.array([c.x for c in pools._view(contexts, "noise", 4)])[:, 1:])
+    another = [tuple(c.x) for c in pools._view(contexts, "another", 3)]
+    assert sorted(another) == sorted(tuple(c.x) for c in contexts)
+    assert another != [tuple(c.x) for c in contexts]
 
 
 def test_a_task_can_be_played_again(where):

@@ -118,7 +118,7 @@ def test_a_prior_file_changes_decisions_and_a_wrong_one_is_named(tmp_path, capsy
     assert len(qualities) == 2
     prior.write_text('{"arm_level": 1}')
     assert main(["replay", "wheel", *options, "--prior", str(prior)]) == 1
-    assert "prior: should be one JSON object of version 1" in capsys.readouterr().err
+    assert "prior: should be one JSON object of version 2" in capsys.readouterr().err
     assert main(["replay", "wheel", *options, "--prior", "leave-out"]) == 1
     assert "goes with several folders" in capsys.readouterr().err
 
