@@ -152,6 +152,10 @@ class ClassifiedPosterior:
         typical: Vector = self._matrix(arms) @ self.classifier.shares
         return typical
 
+    def steps(self) -> Iterator[None]:
+        """None: nothing is drawn."""
+        return iter(())
+
     def _matrix(self, arms: Sequence[str]) -> Matrix:
         nothing = np.zeros(len(self.classifier.kinds))
         return np.stack([self.rows.get(arm, nothing) for arm in arms])

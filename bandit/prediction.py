@@ -56,6 +56,10 @@ class QualityPosterior(Protocol):
         """(K,) expected quality of each arm over the traffic seen so far."""
         ...
 
+    def steps(self) -> Iterator[None]:
+        """Most of the work of the first `draws`, in pieces of less than a millisecond, for who has else to do."""
+        ...
+
 
 class QualityModel(Protocol):
     def fit(

@@ -14,7 +14,7 @@ every B_a^-1 and a factorisation, 15 times as long; what is lost is chance betwe
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -63,6 +63,12 @@ class SharedBaselinePosterior:
 
     def typical(self, arms: Sequence[str]) -> Vector:
         return self._part(arms).typical
+
+    def steps(self) -> Iterator[None]:
+        """Arm by arm; see QualityPosterior."""
+        for name, row in self.rows.items():
+            self._weights_of(name, row)
+            yield
 
     def _rows(self, arms: Sequence[str]) -> list[int]:
         last = len(self.weights) - 1

@@ -197,11 +197,16 @@ class Replica:
             )
 
     async def _believe(self) -> None:
-        """The posterior of what is known now, made arm by arm: requests go on between."""
-        state = self.state
-        for _ in self.model.steps(state.ratings_per_arm(self._reader), state.d, state.entry_prices):
+        """The posterior of what is known now and its draws, made arm by arm: requests go on between."""
+        state, model = self.state, self.model
+        for _ in model.steps(state.ratings_per_arm(self._reader), state.d, state.entry_prices):
             await asyncio.sleep(0)
-        self._adopt(state)
+        posterior = state.posterior(model, self._reader)
+        for _ in posterior.quality.steps():
+            await asyncio.sleep(0)
+        self._posterior_due = self._clock() + POSTERIOR_S
+        if self.model is model:  # else another one was adopted meanwhile, with a posterior of its own
+            self.posterior = posterior
 
     def _adopt(self, state: State) -> None:
         self._posterior_due = self._clock() + POSTERIOR_S

@@ -173,5 +173,9 @@ class _ContextFreePosterior:
         variances: Vector = self.noise_variance / counts
         return variances
 
+    def steps(self) -> Iterator[None]:
+        """None: it is quickly drawn."""
+        return iter(())
+
     def typical(self, arms: Sequence[str]) -> Vector:
         return np.array([self.means.get(arm, self.model.prior_mean) for arm in arms])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bandit import quality
+from bandit import quality, quality_posterior
 from bandit.arms import Arm
 from bandit.feature_scale import slope_factor
 from bandit.level_spread import level_factor
@@ -457,6 +457,19 @@ def test_after_its_steps_a_fit_inverts_nothing_but_what_is_shared(monkeypatch):
     inverted.clear()
     assert_same_bits(model.fit(ratings, D), SharedBaseline(PRIOR, ARMS).fit(ratings, D))
     assert len(inverted) == 2 + 2 + 2 * len(ratings), "two of its own; the rest are the fresh model's"
+
+
+def test_after_its_steps_a_posterior_draws_nothing_more_for_the_arms_of_its_route(monkeypatch):
+    ratings, x, names = (
+        statistics(data(9, [5, 6, 7])),
+        np.array([1.0, 0.5, -1.0, 2.0]),
+        [a.name for a in ARMS],
+    )
+    lazily = MODEL.fit(ratings, D).draws(x, names)
+    posterior = MODEL.fit(ratings, D)
+    assert sum(1 for _ in posterior.steps()) == len(ARMS)
+    monkeypatch.setattr(quality_posterior, "normals_of", None)
+    assert np.array_equal(posterior.draws(x, names).deviations, lazily.deviations)
 
 
 def assert_same_bits(here, there):

@@ -19,6 +19,7 @@ from bandit.features import DIMENSION, TAG
 from bandit.objective import Balanced
 from bandit.policy import Thompson
 from bandit.quality import SharedBaseline
+from bandit.quality_posterior import SharedBaselinePosterior
 from bandit.statistics import CallStatistics
 from bandit.types import Context, Needs
 from feedback.alarms import RESET_FACTOR, answers
@@ -710,3 +711,27 @@ async def pending(route: Route, replica: Replica) -> Reset | JudgeDrift:
     replica._adopt(state)
     (event,) = answers(state)
     return event
+
+
+async def test_a_model_that_is_adopted_while_a_posterior_is_made_is_the_one_that_is_believed(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests, and a reload of the configuration, go on between the pieces of the work."""
+    replica, other = await route.running(), SharedBaseline(arms=ARMS)
+    pieces = SharedBaselinePosterior.steps
+
+    def interrupted(posterior: SharedBaselinePosterior) -> Any:
+        replica.adopt_model(other)
+        return pieces(posterior)
+
+    await route.rate(6)
+    monkeypatch.setattr(SharedBaselinePosterior, "steps", interrupted)
+    await replica.poll()
+    assert replica.model is other
+    assert set(replica.posterior.quality.rows) == {arm.name for arm in ARMS}
+    assert replica.posterior.token == replica.state.cursor
+    x = np.eye(1, DIMENSION)[0]
+    fresh = other.fit(replica.state.ratings_per_arm(), DIMENSION, replica.state.entry_prices)
+    assert np.array_equal(
+        replica.posterior.quality.draws(x, ["small"]).deviations, fresh.draws(x, ["small"]).deviations
+    )
