@@ -181,6 +181,8 @@ def prior_from_json(text: str) -> QualityPrior:
     for name in ("shared_variance", "arm_variance"):
         if not (arrays[name] > 0).all():
             raise ValueError(f"prior: {name} should hold numbers above 0 only")
+    if not (arrays["typical_square"] >= 0).all():
+        raise ValueError("prior: typical_square should hold numbers of at least 0 only")
     try:
         features = bytes.fromhex(given["features"])
     except (KeyError, TypeError, ValueError) as error:

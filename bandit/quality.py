@@ -16,7 +16,8 @@ Learning: a Probabilistic Perspective, 4.3.1, and 7.6.3 for the noise):
 
 P and D_a are diagonal. How much of the prior to believe is learned too, by evidence, as one factor for all arms on each of
 two things: how far their levels may lie from the prior (bandit.level_spread), and whether requests differ in which arm
-serves them best at all (SLOPES); features larger than usual mean no more than usual (bandit.feature_scale). The evidence of a fit is
+serves them best at all (SLOPES). By a rule, features that vary more than usual mean no more than usual ones
+(bandit.feature_scale). The evidence of a fit is
 
     log p(ratings) = -1/2 (sum_a log |B_a| / |D_a| + log |S| / |P|) - (nu + n) / 2 log(nu s0 + scatter) + const
 
@@ -127,7 +128,7 @@ class SharedBaseline:
         arms = self._known_and_rated(ratings, entry_prices)
         priors = prior.of(arms)
         factor = level_factor(prior, priors, [ratings.get(arm.name) for arm in arms])
-        priors = priors.with_levels_spread(factor).with_slopes_spread(slope_factor(prior, ratings.values()))
+        priors = priors.with_levels_spread(factor).with_slopes_spread(slope_factor(prior, ratings))
         slopes = self.slopes if ratings else AS_THE_PRIOR_SAYS
         return prior, arms, [(priors.with_slopes_spread(spread), lacking) for spread, lacking in slopes]
 

@@ -93,8 +93,8 @@ class Replica:
 
     def adopt_model(self, model: QualityModel) -> None:
         """Believe by this model from now on: another registry, another prior. What was learned is the same."""
-        self.model = model
-        self._adopt(self.state)
+        posterior = self.state.posterior(model, self._reader)
+        self.model, self.posterior = model, posterior
 
     def has_seen(self, token: str) -> bool:
         """The entry is in the history that this replica holds (asked of recent tokens only)."""
@@ -143,7 +143,9 @@ class Replica:
                 if self._clock() >= self._posterior_due:
                     await self._believe()
                 continue
-            if tail.entries:
+            if (
+                self.posterior.token != self.state.cursor
+            ):  # this read's entries, or those of one that ended early
                 await self._believe()
             if not await self._answer_alarms():
                 await self._save_snapshot(tail.snapshot or START)

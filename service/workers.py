@@ -6,7 +6,7 @@ listener. A worker that was killed leaves its spool to the one that comes after 
 
 On Linux each worker has a listening socket of its own (SO_REUSEPORT), over which the kernel spreads connections. From one that
 all share whoever is woken first takes them: of 40 opened while two workers were idle, one had fewer than 5. The price: what
-waits to be accepted by a worker that dies is reset, and its client connects again.
+waits to be accepted by a worker that ends is reset, and its client connects again; and one that hangs is given its share.
 """
 
 import asyncio
@@ -156,9 +156,8 @@ def _reserved(server: ServerSettings) -> socket:
     bound.close()
     try:
         return _bound(family, address, SO_REUSEPORT)
-    except (
-        OSError
-    ):  # connections of an earlier gateway linger; another one that starts this very second is not told off
+    except OSError:  # connections of an earlier gateway with one worker linger, for a minute
+        log.warning("port %d is bound beside what lingers on it: start no second gateway there", address[1])
         return _bound(family, address, SO_REUSEADDR, SO_REUSEPORT)
 
 

@@ -154,7 +154,7 @@ def priors(draw):
         shared_variance=vector(positive),
         arm_variance=vector(positive),
         typical_x=vector(finite),
-        typical_square=vector(finite),
+        typical_square=vector(positive),
         noise_variance=draw(positive),
         noise_weight=draw(positive),
         features=draw(st.binary(max_size=9)),

@@ -735,3 +735,37 @@ async def test_a_model_that_is_adopted_while_a_posterior_is_made_is_the_one_that
     assert np.array_equal(
         replica.posterior.quality.draws(x, ["small"]).deviations, fresh.draws(x, ["small"]).deviations
     )
+
+
+async def test_entries_that_fill_a_page_to_its_end_are_believed(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = await route.running()
+    monkeypatch.setattr("feedback.replica.PAGE", 6)
+    await route.rate(6)
+    await replica.poll()
+    assert replica.posterior.token == replica.state.cursor != START
+
+
+async def test_what_was_read_before_the_store_failed_is_believed_when_it_is_back(
+    route: Route, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsteady = faulty(route.log)
+    replica = Replica(unsteady, SharedBaseline(), clock=route.clock)
+    await catch_up(replica)
+    monkeypatch.setattr("feedback.replica.PAGE", 6)
+    await route.rate(6)
+    fold_page = replica._fold
+
+    async def then_away(tail: Any) -> None:
+        await fold_page(tail)
+        unsteady.away = True
+
+    monkeypatch.setattr(replica, "_fold", then_away)
+    with pytest.raises(StoreError):
+        await replica.poll()
+    assert replica.posterior.token == START
+    unsteady.away = False
+    monkeypatch.undo()
+    await replica.poll()
+    assert replica.posterior.token == replica.state.cursor != START
