@@ -38,7 +38,6 @@ class Decision:
 
     @property
     def propensity(self) -> float:
-        """With which probability it was chosen."""
         return float(self.probabilities[self.chosen])
 
 

@@ -119,10 +119,8 @@ class SharedBaseline:
     ) -> tuple[QualityPrior, tuple[Arm, ...], list[tuple[ArmPriors, float]]]:
         """The arms, and the priors of them that the evidence chooses from, each with what it is lacking."""
         prior = self.prior or QualityPrior.flat(d)
-        if len(prior.mean) != d:
-            raise ValueError(
-                f"the prior is for {len(prior.mean)} features, the vectors have {d}: fit it anew"
-            )
+        if (fitted := len(prior.mean)) != d:
+            raise ValueError(f"the prior is for {fitted} features, the vectors have {d}: fit it anew")
         if not 1 <= self.draws <= NORMALS_MAX // d:
             raise ValueError(f"{d} features allow 1 to {NORMALS_MAX // d} draws, not {self.draws}")
         arms = self._known_and_rated(ratings, entry_prices)

@@ -58,12 +58,12 @@ class ScheduleError(AssertionError):
 
 
 class NoPosterior:
-    """A quality model for schedules, which never decide by what was learned."""
+    """A quality model for schedules, which never decide by what was learned, and its posterior."""
 
     def fit(self, ratings: Any, d: int, entry_prices: Any) -> Any:
-        return None
+        return self
 
-    def steps(self, ratings: Any, d: int, entry_prices: Any) -> Any:
+    def steps(self, *_: Any) -> Any:
         return ()
 
 
