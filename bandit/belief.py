@@ -12,7 +12,8 @@ from bandit.types import Vector
 class Belief:
     """quality: of the K arms at this request; exactly(): the Gaussian that it is drawn from. cost_usd (K,): expected.
 
-    typical (K,): expected quality over all traffic. noise_variance: of a rating about its expectation. ratings (K,): how many each arm has, old ones counting less.
+    typical (K,): expected quality over all traffic. noise_variance: of a rating about its expectation. ratings (K,): how many
+    each arm has, old ones counting less.
     """
 
     arms: Sequence[Arm]

@@ -7,8 +7,8 @@ usual variance of feature j (typical_square - typical_x^2) and w_j that over the
 
     factor = min(1, 2^round(log2 (E0 / E)))      E0 = sum_j v_j u_j,  E = (HELD E0 + n sum_j v_j w_j) / (HELD + n)
 
-over the features that varied when the prior was fitted: what was never seen there, such as tools, is no excess here. It is 1
-for this package's own features on every pool of BENCHMARKS.md; a rule, not evidence.
+over the features that varied when the prior was fitted: what was never seen there, such as tools, is no excess here. A rule,
+not evidence; for this package's own features on recorded prompts it is 1.
 """
 
 import math

@@ -220,7 +220,7 @@ def _seed(ratings: Mapping[str, RatingStatistics]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for arm, s in sorted(ratings.items()):
         digest.update(arm.encode())
-        digest.update(np.array([s.n, s.rr, *s.xr]).tobytes())
+        digest.update(np.array([s.n, s.rr]).tobytes() + s.xr.tobytes())
     return digest.digest()
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from bandit.noise import normals_of
 from bandit.prediction import Draws, Prediction
+from bandit.products import product
 from bandit.types import Matrix, Vector
 
 Singles = NDArray[np.float32]
@@ -52,14 +53,15 @@ class SharedBaselinePosterior:
 
     def draws(self, x: Vector, arms: Sequence[str]) -> Draws:
         part = self._part(arms)
-        return Draws(part.weights @ x, part.deviations_at(x).reshape(self.count, -1))
+        deviations = product(x.astype(np.float32), part.deviations)  # features have 11 significant bits
+        return Draws(part.weights @ x, deviations.reshape(self.count, -1))
 
     def predict(self, x: Vector, arms: Sequence[str]) -> Prediction:
-        rows = self._rows(arms)
-        Y = np.stack([R.T @ (R @ x) for R in map(self.factors.__getitem__, rows)])  # (K, d): B_a^-1 x
-        V = (Y * self.precisions[rows]) @ self.shared_factor.T
+        part = self._part(arms)
+        Y = product(x, part.inverses).reshape(part.weights.shape)  # (K, d): B_a^-1 x
+        V = (Y * part.precisions) @ self.shared_factor.T
         covariance = self.noise_variance * (V @ V.T + np.diag(Y @ x))
-        return Prediction(self.weights[rows] @ x, covariance)
+        return Prediction(part.weights @ x, covariance)
 
     def typical(self, arms: Sequence[str]) -> Vector:
         return self._part(arms).typical
@@ -69,10 +71,6 @@ class SharedBaselinePosterior:
         for name, row in self.rows.items():
             self._weights_of(name, row)
             yield
-
-    def _rows(self, arms: Sequence[str]) -> list[int]:
-        last = len(self.weights) - 1
-        return [self.rows.get(arm, last) for arm in arms]
 
     def _part(self, arms: Sequence[str]) -> "_Part":
         """These arms' rows and draws, gathered once: requests ask for the same arms over and over."""
@@ -85,14 +83,16 @@ class SharedBaselinePosterior:
         return part
 
     def _gathered(self, arms: tuple[str, ...]) -> "_Part":
-        d, K = len(self.typical_x), len(arms)
-        rows = self._rows(arms)
+        d, K, last = len(self.typical_x), len(arms), len(self.weights) - 1
+        rows = [self.rows.get(arm, last) for arm in arms]
         drawn = np.empty((d, self.count, K), dtype=np.float32)
         for k, (name, row) in enumerate(zip(arms, rows, strict=True)):
             drawn[:, :, k] = self._weights_of(name, row)
         drawn *= np.float32(math.sqrt(self.noise_variance))
         weights = self.weights[rows]
-        return _Part(weights, drawn.reshape(d, -1), weights @ self.typical_x)
+        factors = [self.factors[row] for row in rows]
+        typical = weights @ self.typical_x
+        return _Part(weights, self.precisions[rows], factors, drawn.reshape(d, -1), typical)
 
     def _weights_of(self, name: str, row: int) -> Singles:
         """(d, M): W_a / s."""
@@ -114,21 +114,17 @@ class SharedBaselinePosterior:
         return normals_of(self.seed + of.encode(), d * self.count).reshape(d, self.count)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Part:
-    """Of K arms: weights (K, d), deviations (d, M K), typical (K,) quality over the traffic so far."""
+    """Of K arms: weights, precisions (K, d), factors, deviations (d, M K), typical (K,) quality over the traffic so far."""
 
     weights: Matrix
+    precisions: Matrix
+    factors: Sequence[Matrix]
     deviations: Singles
     typical: Vector
 
-    def deviations_at(self, x: Vector) -> Singles:
-        """(M K,) x' W. Features end in buckets of which one is used at most: most of them are not read."""
-        single = x.astype(np.float32)  # features have 11 significant bits
-        used = single.nonzero()[0]
-        if len(used) < 2:
-            return single @ self.deviations
-        head, last = used[-2] + 1, used[-1]
-        drawn = single[:head] @ self.deviations[:head]
-        drawn += single[last] * self.deviations[last]
-        return drawn
+    @cached_property
+    def inverses(self) -> Matrix:
+        """(d, K d): B_a^-1 side by side, for an objective that asks how sure it may be of each request."""
+        return np.concatenate([R.T @ R for R in self.factors], axis=1)

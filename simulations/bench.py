@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from bandit.arms import Arm
 from bandit.decide import decide
 from bandit.features import DIMENSION, TAG, Prompt, context_of
-from bandit.objective import Balanced
+from bandit.objective import Balanced, Cost
 from bandit.policy import Thompson
 from bandit.quality import DRAWS, SharedBaseline
 from bandit.statistics import CallStatistics
@@ -90,7 +90,9 @@ def times_table(rival: tuple[str, Clocked] | None = None) -> str:
 
 
 def _decision_group(K: int) -> list[Candidate]:
-    """The whole decision beside the one product that it cannot do without, and beside one plain Thompson choice."""
+    """The whole decision beside one plain Thompson choice and two products: every B^-1 with x, which drawing anew at each
+    request takes and a stated confidence still does, and x with the draws of the weights.
+    """
     arms = tuple(Arm(f"model-{k}", 0.1 * (k + 1), 0.4 * (k + 1)) for k in range(K))
     names = tuple(arm.name for arm in arms)
     state = _learned_state(names)
@@ -99,18 +101,25 @@ def _decision_group(K: int) -> list[Candidate]:
     rng = np.random.default_rng(0)
     x = context.x
     inverses = rng.normal(size=(K * DIMENSION, DIMENSION))
+    single, drawn = x.astype(np.float32), rng.normal(size=(DIMENSION, DRAWS * K)).astype(np.float32)
+    sure = Thompson(Cost(0.05, names[0], 0.9))
 
     def choice(_: int) -> object:
-        drawn = posterior.quality.draws(x, names)
-        return (drawn.deviations[0] * 0.2 + drawn.mean).argmax()
+        told = posterior.quality.draws(x, names)
+        return (told.deviations[0] * 0.2 + told.mean).argmax()
 
     sizes = f"{K} arms x {DIMENSION} features"
     return [
         (f"bare matrix-vector product, {sizes}", lambda _: inverses @ x),
+        (f"bare product with {DRAWS} draws of the weights, {sizes}", lambda _: single @ drawn),
         (f"one Thompson choice from a joint draw, {sizes}", choice),
         (
             f"`decide()` with exact propensities, {DRAWS} draws, {sizes}",
             lambda i: decide(policy, posterior, context, arms, f"{K}:{i}"),
+        ),
+        (
+            f"the same where the objective states a confidence, {sizes}",
+            lambda i: decide(sure, posterior, context, arms, f"{K}:{i}"),
         ),
     ]
 
@@ -138,7 +147,18 @@ def _learning_group() -> list[Candidate]:
         ("`fold` of one rating, decoded from the log's bytes", lambda _: fold(state, "1-0:t", entry)),
         (f"`fold_all` of {BATCH} such ratings", lambda _: fold_all(state, batch)),
         ("posterior made anew, 3 arms", lambda _: state.posterior(SharedBaseline())),
+        *(_drawing(K) for K in (16, 64)),
     ]
+
+
+def _drawing(K: int) -> Candidate:
+    quality = SharedBaseline().fit(
+        _learned_state([f"model-{k}" for k in range(K)]).ratings_per_arm(), DIMENSION
+    )
+    return (
+        f"{DRAWS} draws of its weights, {K} arms",
+        lambda _: list(replace(quality, _drawn={}, _parts={}).steps()),
+    )
 
 
 def _learned_state(names: Sequence[str]) -> State:

@@ -30,6 +30,7 @@ import service.pipeline
 from bandit.cost import CostModel
 from bandit.features import DIMENSION
 from bandit.policy import Thompson
+from bandit.quality import DRAWS
 from bandit.quality_posterior import SharedBaselinePosterior
 from feedback.events import RATED
 from feedback.intake import Value
@@ -63,8 +64,8 @@ STEPS: Final[Sequence[tuple[str, Owner, str]]] = (
     ("route and candidates", Pipeline, "_candidates"),
     ("decide: quality of every arm", SharedBaselinePosterior, "draws"),
     ("decide: cost of every arm", CostModel, "expected_usd"),
-    ("decide: draws, wins, floor, newcomers", Thompson, "probabilities"),
-    ("decide: noise, sampling, the decision itself", service.pipeline, "decide"),
+    ("decide: wins, floor, newcomers", Thompson, "probabilities"),
+    ("decide: sampling, the decision itself", service.pipeline, "decide"),
     ("record", Pipeline, "_record"),
     ("body to the model", service.calls, "_body"),
     ("reply read and spliced", service.calls, "whole"),
@@ -281,17 +282,15 @@ def _floors() -> dict[str, str]:
     rng = np.random.default_rng(0)
     body = orjson.dumps({"model": "auto", "messages": MESSAGES})
     text, reply = str(MESSAGES[-1]["content"]), InstantModels().whole
-    inverses, x = rng.normal(size=(ARMS * DIMENSION, DIMENSION)), rng.normal(size=DIMENSION)
-    normals, factor = rng.normal(size=(64, ARMS)), rng.normal(size=(ARMS, ARMS))
+    x = rng.normal(size=DIMENSION).astype(np.float32)
+    drawn = rng.normal(size=(DIMENSION, DRAWS * ARMS)).astype(np.float32)
+    quality = rng.normal(size=(DRAWS, ARMS))
     told = [[f"model-{k}", 0.1 * k, 0.4 * k] for k in range(ARMS)]
     floors: dict[str, tuple[Callable[[], object], str]] = {
         "body parsed and checked": (lambda: orjson.loads(body), "the JSON parser"),
         "features": (text.split, "one split of the text"),
-        "decide: quality of every arm": (lambda: inverses @ x, "the matrix-vector product"),
-        "decide: draws, wins, floor, newcomers": (
-            lambda: (normals @ factor).argmax(axis=1),
-            "64 draws and their best",
-        ),
+        "decide: quality of every arm": (lambda: x @ drawn, f"the product with {DRAWS} draws"),
+        "decide: wins, floor, newcomers": (lambda: quality.argmax(axis=1), "the best of each draw"),
         "record": (lambda: orjson.dumps(told), "the JSON writer"),
         "reply read and spliced": (lambda: orjson.loads(reply), "the JSON parser"),
     }

@@ -5,9 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bandit.feature_scale import slope_factor
 from bandit.features import DIMENSION
 from bandit.prior import QualityPrior
+from bandit.statistics import RatingStatistics
+from feedback.shipped import shipped_prior
+from simulations.datasets import load
 from simulations.priors import SURELY, prior_of_all, priors_of_each, upside_down
+from simulations.world import Facts, contexts_of
 
 
 def test_a_prior_turned_upside_down_expects_each_model_as_far_on_the_other_side_of_the_mean(outcomes):
@@ -18,6 +23,12 @@ def test_a_prior_turned_upside_down_expects_each_model_as_far_on_the_other_side_
     np.testing.assert_allclose(expected + levels, 2 * levels.mean())
     assert np.argmax(expected) == np.argmin(levels)
     np.testing.assert_allclose(wrong.precisions[: len(levels), 0], prior.noise_variance / SURELY**2)
+
+
+def test_recorded_prompts_vary_no_more_than_those_that_the_shipped_prior_was_fitted_with():
+    X = np.array([context.x for context in contexts_of(load("wheel").prompts[:800], Facts())])
+    told = {"a": RatingStatistics(X.T @ X, X.T @ np.full(len(X), 0.5), float(len(X)), len(X) / 4)}
+    assert slope_factor(shipped_prior(), told) == 1.0
 
 
 def test_each_name_has_its_prior_and_a_file_is_read(tmp_path):
