@@ -16,15 +16,16 @@ logged vector, and vectors of two versions never mix.
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from bandit import words
 from bandit.marks import spaced_and_choices
+from bandit.prompt import Prompt
 from bandit.types import Context, Needs, Vector
+from bandit.words import WordTable
 
 READ_CHARS: Final = 4000  # a longer message is read at its head and tail only: cost stays bounded
 LARGEST: Final = 4.0  # facts saturate here, lest one text without spaces outweigh a thousand others
@@ -44,25 +45,6 @@ _CODE_MARKS = (
 )
 _MATH_MARKS: Final = b"$\\^=+*%"
 _DIGITS: Final = b"0123456789"
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The parts of a chat request that features and needs are read from.
-
-    system, user: text of the system messages and of the last user message; chars: text of all messages together.
-    task: what the caller calls this kind of request, or "".
-    """
-
-    user: str
-    system: str = ""
-    chars: int = 0
-    turns: int = 1
-    tools: bool = False
-    images: bool = False
-    max_tokens_out: int | None = None
-    json_schema: bool = False
-    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +91,24 @@ NAMES: Final = (
 )
 VERSION: Final = "facts-1,tasks-1"
 DIMENSION: Final = len(NAMES)
-TAG: Final = hashlib.blake2b(f"{VERSION},{words.VERSION}:{','.join(NAMES)}".encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureVersion:
+    """What a vector means. tag: 8 bytes that name it. words: where a text points by its words, so far as nobody knows better."""
+
+    tag: bytes
+    words: WordTable
+
+
+def version_of(pointing: str, table: WordTable) -> FeatureVersion:
+    """pointing: names how directions are found; all else of a version is this module's."""
+    named = f"{VERSION},{pointing}-{table.version}:{','.join(NAMES)}"
+    return FeatureVersion(hashlib.blake2b(named.encode(), digest_size=8).digest(), table)
+
+
+SHIPPED: Final = version_of("words", words.SHIPPED)
+TAG: Final = SHIPPED.tag
 
 
 def estimate_tokens(text: str) -> int:
@@ -117,37 +116,15 @@ def estimate_tokens(text: str) -> int:
     return _tokens(len(text))
 
 
-def prompt_of(
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: bool = False,
-    max_tokens_out: int | None = None,
-    json_schema: bool = False,
-    task: str = "",
-) -> Prompt:
-    """Read a chat request's messages; anything that is not text (images, tool results as parts) adds no text."""
-    texts = [_text(message.get("content")) for message in messages]
-    roles = [message.get("role") for message in messages]
-    last_user = max((i for i, role in enumerate(roles) if role == "user"), default=len(texts) - 1)
-    system = [text for text, role in zip(texts, roles, strict=True) if role in ("system", "developer")]
-    return Prompt(
-        user=texts[last_user] if texts else "",
-        system="\n".join(system),
-        chars=sum(map(len, texts)),
-        turns=max(1, roles.count("user")),
-        tools=tools,
-        images=any(_has_image(message.get("content")) for message in messages),
-        max_tokens_out=max_tokens_out,
-        json_schema=json_schema,
-        task=task,
-    )
-
-
-def context_of(prompt: Prompt) -> Context:
-    """The request as the policy sees it: x (d,) and its needs."""
+def context_of(
+    prompt: Prompt, version: FeatureVersion = SHIPPED, directions: Vector | None = None
+) -> Context:
+    """The request as the policy sees it: x (d,) and its needs. directions (DIRECTIONS,): where an embedder says that the
+    last user message points (bandit.embedding); None: its words have to tell.
+    """
     tokens_in = _tokens(prompt.chars or len(prompt.user))
     needs = Needs(tokens_in, prompt.max_tokens_out, prompt.tools, prompt.images, prompt.json_schema)
-    return Context(x=_vector(prompt), needs=needs)
+    return Context(x=_vector(prompt, version, directions), needs=needs)
 
 
 def task_bucket(prompt: Prompt) -> int | None:
@@ -156,13 +133,15 @@ def task_bucket(prompt: Prompt) -> int | None:
     return None if name is None else zlib.crc32(name.encode("utf-8", "surrogatepass")) % TASKS
 
 
-def _vector(prompt: Prompt) -> Vector:
-    text = _excerpt(prompt.user)
+def _vector(prompt: Prompt, version: FeatureVersion, directions: Vector | None) -> Vector:
+    text = excerpt(prompt.user)
     lower = text.lower()
     x = np.zeros(DIMENSION)
     x[0] = 1.0
     x[1 : 1 + len(FACTS)] = _facts(prompt, text, lower)
-    x[1 + len(FACTS) : -TASKS] = words.mean_direction(lower)
+    x[1 + len(FACTS) : -TASKS] = (
+        words.mean_direction(lower, version.words) if directions is None else directions
+    )
     bucket = task_bucket(prompt)
     if bucket is not None:
         x[bucket - TASKS] = 1.0
@@ -189,7 +168,8 @@ def _facts(prompt: Prompt, text: str, lower: str) -> tuple[float, ...]:
     )
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
+    """All that is read of a message: the whole of it, or its head and its tail."""
     if len(text) <= READ_CHARS:
         return text
     return text[: READ_CHARS // 2] + text[-READ_CHARS // 2 :]
@@ -197,21 +177,3 @@ def _excerpt(text: str) -> str:
 
 def _tokens(chars: int) -> int:
     return max(1, -(-chars // CHARS_PER_TOKEN))
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "\n".join(part["text"] for part in content if _is_text(part))
-    return ""
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("text"), str)
-
-
-def _has_image(content: Any) -> bool:
-    return isinstance(content, list) and any(
-        isinstance(part, dict) and part.get("type") in ("image_url", "input_image") for part in content
-    )

@@ -17,7 +17,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeGuard
 
 import numpy as np
@@ -91,6 +91,20 @@ class QualityPrior:
                 means[k, 0] += arm.expected_quality - means[k] @ self.typical_x
                 variances[k, 0] = 1.0 / arm.expected_quality_ratings
         return ArmPriors(means, 1.0 / variances)
+
+    def with_other(self, columns: Sequence[int], features: bytes) -> "QualityPrior":
+        """For vectors whose `columns` mean something else, of mean 0 and variance 1: nothing is expected of these but that they
+        vary as they did, and a usual request is worth what it was.
+        """
+        mean, slope, x = self.mean.copy(), self.price_slope.copy(), self.typical_x.copy()
+        mean[0] += mean[columns] @ x[columns]
+        slope[0] += slope[columns] @ x[columns]
+        mean[columns] = slope[columns] = x[columns] = 0.0
+        square = self.typical_square.copy()
+        square[columns] = 1.0
+        return replace(
+            self, mean=mean, price_slope=slope, typical_x=x, typical_square=square, features=features
+        )
 
     def to_json(self) -> str:
         numbers = {name: [_rounded(v) for v in getattr(self, name)] for name in _ARRAYS}

@@ -1,8 +1,8 @@
 """Where a text's words point: the mean of one small vector per word, looked up by hash. No vocabulary, no tokenizer.
 
-    w(text) = mean over the words of TABLE[crc32(word) mod BUCKETS] + OFFSET         (DIRECTIONS,), about unit variance
+    w(text) = mean over the words of rows[crc32(word) mod BUCKETS] + offset         (DIRECTIONS,), about unit variance
 
-The table is the one thing in this package that is data and not code. It was fitted so that w reproduces the leading
+The shipped table is the one thing in this package that is data and not code. It was fitted so that w reproduces the leading
 principal components of a static embedding (256 dimensions over 32,000 tokens) of recorded prompts; texts only, no outcome
 ever came near it (`python -m simulations fit-words`). On the recorded pools w decides as well as the embedding itself, at a
 tenth of its time and a hundredth of its memory.
@@ -12,6 +12,7 @@ import hashlib
 import re
 import sys
 import zlib
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
@@ -29,22 +30,35 @@ _ASCII_WORD = re.compile(r"[a-z0-9_]+|[^\sa-z0-9_]")  # the same in a text of AS
 _NO_SIGNS: Final = bytes(i for i in range(128) if chr(i).isalnum() or chr(i) == "_" or chr(i).isspace())
 
 
-def _load() -> tuple[NDArray[np.float32], Vector]:
+@dataclass(frozen=True, slots=True, eq=False)
+class WordTable:
+    """rows (BUCKETS, DIRECTIONS): of each bucket of words. offset (DIRECTIONS,): of a text without words."""
+
+    rows: NDArray[np.float32]
+    offset: Vector
+
+    @property
+    def version(self) -> str:
+        """Names its numbers."""
+        return hashlib.blake2b(self.rows.tobytes() + self.offset.tobytes(), digest_size=4).hexdigest()
+
+
+def _load() -> WordTable:
     with files("bandit").joinpath("words.npz").open("rb") as file, np.load(file) as shipped:
-        return shipped["table"].astype(np.float32) * shipped["scale"], shipped["offset"].astype(np.float64)
+        rows = shipped["table"].astype(np.float32) * shipped["scale"]
+        return WordTable(rows, shipped["offset"].astype(np.float64))
 
 
-TABLE, OFFSET = _load()  # (BUCKETS, DIRECTIONS), (DIRECTIONS,)
-BUCKETS, DIRECTIONS = TABLE.shape
-VERSION: Final = "words-" + hashlib.blake2b(TABLE.tobytes() + OFFSET.tobytes(), digest_size=4).hexdigest()
+SHIPPED: Final = _load()
+BUCKETS, DIRECTIONS = SHIPPED.rows.shape
 
 
-def mean_direction(lower: str) -> Vector:
-    """(DIRECTIONS,) of a text in lower case; OFFSET for a text without words."""
+def mean_direction(lower: str, table: WordTable = SHIPPED) -> Vector:
+    """(DIRECTIONS,) of a text in lower case."""
     rows = np.frombuffer(b"".join(map(_ROWS.__getitem__, words_of(lower))), np.intp)
     if not len(rows):
-        return OFFSET
-    direction: Vector = np.add.reduce(TABLE.take(rows, axis=0), axis=0) / len(rows) + OFFSET
+        return table.offset
+    direction: Vector = np.add.reduce(table.rows.take(rows, axis=0), axis=0) / len(rows) + table.offset
     return direction
 
 
@@ -72,7 +86,7 @@ def _bucket(word: str, size: int) -> int:
 
 
 class _Rows(dict[str, bytes]):
-    """Word -> its row of TABLE as the bytes of an integer. A memory of what can be worked out at any time."""
+    """Word -> its row of any table, as the bytes of an integer. A memory of what can be worked out at any time."""
 
     def __missing__(self, word: str) -> bytes:
         row = _bucket(word, BUCKETS).to_bytes(np.intp().itemsize, sys.byteorder)

@@ -28,13 +28,13 @@ class Findings:
     beyond: Sequence[Entry] = field(default_factory=list)
 
 
-async def examine(log: Log) -> Findings:
-    """Read all of it. StoreError where the store cannot be read."""
+async def examine(log: Log, features: bytes = TAG) -> Findings:
+    """Read all of it. features: tag of the vectors that its replicas fold. StoreError where the store cannot be read."""
     tail = await log.read(START, 1)
     problems: list[str] = []
     if tail.last is None:
-        return Findings(State(TAG, DIMENSION), 0, None)
-    state = _snapshot_state(await log.load_snapshot(), problems)
+        return Findings(State(features, DIMENSION), 0, None)
+    state = _snapshot_state(await log.load_snapshot(), features, problems)
     if tail.digest and state.cursor == tail.snapshot and state.digest() != tail.digest:
         problems.append(f"the snapshot's digest is {state.digest()}, and {tail.digest} was published with it")
     entries, count = await _all_entries(log), 0
@@ -81,15 +81,15 @@ def _fields(event: Event) -> dict[str, Any]:
             return {"told": repr(event)}
 
 
-def _snapshot_state(data: bytes | None, problems: list[str]) -> State:
+def _snapshot_state(data: bytes | None, features: bytes, problems: list[str]) -> State:
     if data is None:
         problems.append("there is no snapshot")
-        return State(TAG, DIMENSION)
+        return State(features, DIMENSION)
     try:
         return State.from_bytes(data)
     except MalformedError as error:
         problems.append(f"the snapshot is damaged: {error}")
-        return State(TAG, DIMENSION)
+        return State(features, DIMENSION)
 
 
 async def _all_entries(log: Log, after: str = START) -> list[Entry]:

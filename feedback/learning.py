@@ -14,6 +14,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from bandit.features import TAG
 from bandit.prediction import QualityModel
 from feedback.events import Reset, encode_reset
 from feedback.intake import Intake, Route
@@ -51,17 +52,19 @@ class Learning:
         *,
         identity: Identity,
         clock: Callable[[], float],
+        features: bytes = TAG,
         patience_s: float = 0.0,
         revive: Callable[[], object] | None = None,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        """models: scope -> the route's quality model. clock: Unix seconds; ticks: monotonic seconds. patience_s: how long this process, while
-        it knows nothing, leaves an empty store to others who may know something. revive: called when the store is
-        gone, to bring back an embedded one.
+        """models: scope -> the route's quality model. clock: Unix seconds; ticks: monotonic seconds. features: tag of the
+        vectors that are decided on. patience_s: how long this process, while it knows nothing, leaves an empty store to
+        others who may know something. revive: called when the store is gone, to bring back an embedded one.
         """
+        replica_on = partial(Replica, features=features, patience_s=patience_s, clock=ticks)
         self.routes: Mapping[str, Route] = MappingProxyType(
             {
-                scope: _route(store.log(scope), scope, model, (identity.worker, patience_s, ticks))
+                scope: _route(scope, store.log(scope), identity.worker, partial(replica_on, model=model))
                 for scope, model in models.items()
             }
         )
@@ -164,9 +167,5 @@ class Learning:
             self._revive()
 
 
-def _route(
-    events: Log, scope: str, model: QualityModel, who: tuple[str, float, Callable[[], float]]
-) -> Route:
-    worker, patience_s, ticks = who
-    replica = Replica(events, model, patience_s=patience_s, clock=ticks)
-    return Route(scope, events, replica, Recorder(events, worker=f"{worker}/{scope}"))
+def _route(scope: str, events: Log, worker: str, replica_on: Callable[[Log], Replica]) -> Route:
+    return Route(scope, events, replica_on(events), Recorder(events, worker=f"{worker}/{scope}"))

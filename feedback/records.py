@@ -104,8 +104,12 @@ class DecisionPrefix:
         return cls(arm, x, decided_at, propensity, features, policy, attempt, listed_in, listed_out, mean, sd)
 
 
-def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: int = 0) -> DecisionPrefix:
-    """decided_at: Unix seconds; policy: 8-byte tag of the policy and quality model that decided."""
+def prefix_of(
+    decision: Decision, *, decided_at: float, policy: bytes, features: bytes = TAG, attempt: int = 0
+) -> DecisionPrefix:
+    """decided_at: Unix seconds; policy: 8-byte tag of the policy and quality model that decided; features: 8-byte tag of
+    the version of the decision's vector.
+    """
     arm, needs = decision.arm, decision.context.needs
     k = decision.chosen
     return DecisionPrefix(
@@ -113,7 +117,7 @@ def prefix_of(decision: Decision, *, decided_at: float, policy: bytes, attempt: 
         x=decision.context.x,
         decided_at=decided_at,
         propensity=decision.propensity,
-        features=TAG,
+        features=features,
         policy=policy,
         attempt=attempt,
         listed_in_nano_usd=round(needs.tokens_in * arm.price_usd_per_mtok_in * 1e3),

@@ -64,17 +64,21 @@ class Counters:
 
 
 class Replica:
-    """patience_s: how long a replica that knows nothing leaves an empty store to others. clock: monotonic seconds."""
+    """features: tag of the vectors that it learns from. patience_s: how long a replica that knows nothing leaves an empty
+    store to others. clock: monotonic seconds.
+    """
 
     def __init__(
         self,
         log: Log,
         model: QualityModel,
         *,
+        features: bytes = TAG,
         patience_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.state = State(TAG, DIMENSION)
+        self._features = features
+        self.state = self._empty()
         self.posterior: Posterior = self.state.posterior(model)
         self.counters = Counters()
         self.model = model
@@ -251,6 +255,9 @@ class Replica:
         self._seed = tail.seed
         return History.SEEDED
 
+    def _empty(self) -> State:
+        return State(self._features, DIMENSION)
+
     def _knows_nothing(self) -> bool:
         return self.state.events == 0
 
@@ -264,16 +271,19 @@ class Replica:
     async def _stored_state(self) -> State:
         data = await self._log.load_snapshot()
         if data is None:
-            return State(TAG, DIMENSION)
+            return self._empty()
         try:
             stored = State.from_bytes(data)
         except MalformedError:
             self.counters.bad_snapshots += 1
-            return State(TAG, DIMENSION)  # the whole log again, if it still reaches back to its start
-        if stored.features != TAG:  # another version's vectors: their ratings count no more, their calls do
+            return self._empty()  # the whole log again, if it still reaches back to its start
+        if stored.features != self._features:
+            log.warning(
+                "%d ratings were of other features: they count no more, what calls took does", stored.rated
+            )
             return replace(
                 stored,
-                features=TAG,
+                features=self._features,
                 d=DIMENSION,
                 ratings={},
                 epoch=None,

@@ -27,6 +27,7 @@ from service.chat import PATH, ChatRoute, Receive, Scope
 from service.client_reply import REQUEST_ID, Message, Send, request_id_of
 from service.decisions import PREVIEW_PATH, decisions_router, own_route
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
+from service.home import embedder_of
 from service.metrics import Metrics
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
@@ -51,7 +52,12 @@ class Gateway:
         self.access = Access(settings, clock=clock)
         self.budgets = budgets
         self.pipeline = Pipeline(
-            settings, served_routes(settings, learning.routes), shell, self.outcomes, budgets
+            settings,
+            served_routes(settings, learning.routes),
+            shell,
+            self.outcomes,
+            budgets,
+            embedder_of(settings, shell, self.metrics.embedded),
         )
         limit = settings.server.max_body_bytes
         self.chat = ChatRoute(
@@ -78,6 +84,8 @@ class Gateway:
         scopes = quality_models(settings)
         if fresh := sorted(set(scopes) - set(self.learning.routes)):
             raise ReloadError(f"{', '.join(fresh)}: a new route or tenant begins with a restart")
+        if settings.embedder != self.settings.embedder:
+            raise ReloadError("embedder: another one, or another file of the same, begins with a restart")
         self.budgets.adopt(settings.budgets)
         for scope, model in scopes.items():
             self.learning.routes[scope].replica.adopt_model(model)
@@ -192,12 +200,13 @@ def _add_health(gateway: Gateway) -> None:
     @gateway.rest.get("/readyz")
     async def ready(response: Response) -> dict[str, Any]:
         """503 where a route has no model with a key. Decisions never need the store: its absence is told, no more."""
-        without_key = closed()
+        without_key, embedder = closed(), gateway.pipeline.embedder
         response.status_code = 503 if without_key else 200
         told = {
             "status": "not ready" if without_key else "degraded" if learning.store_error else "ready",
             "routes_without_a_key": without_key,
             "store": learning.store_error or "ok",
+            **({} if embedder is None else {"embedder": "resting" if embedder.is_resting else "ok"}),
             "feedback_queued": learning.intake.queued,
             "feedback_unsettled": learning.intake.unsettled,
             "feedback_dead_letters": learning.spool.dead_letters(),

@@ -5,6 +5,7 @@ Secrets stand in the environment; the file names their variables. No secret appe
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -13,16 +14,20 @@ from pydantic import ValidationError
 
 from bandit.arms import Arm
 from bandit.classifier import Classified
+from bandit.embedding import Projection, projection_from_json
+from bandit.features import SHIPPED
 from bandit.newcomers import Newcomers
+from bandit.prior import QualityPrior
 from feedback.budget import Budget, nano
+from service.beliefs import classifiers_of, priors_of
 from service.cascades import all_names, cascades_of, problems_of_cascades
-from service.classified import classifiers_of
 from service.config_problems import ConfigError, problems_of
 from service.config_shape import (
     AdminEntry,
     BudgetEntry,
     CascadeEntry,
     DeploymentEntry,
+    EmbedderEntry,
     FileEntry,
     KeyEntry,
     ModelEntry,
@@ -32,9 +37,11 @@ from service.config_shape import (
     StoreEntry,
     Surroundings,
 )
+from service.fitted import FittedFiles
 from service.settings import (
     AdminSettings,
     Deployment,
+    EmbedderSettings,
     Key,
     LatencyLimit,
     Model,
@@ -112,18 +119,20 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
     if contents is not None:
         problems += _routes_without_models(contents, document) + problems_of_cascades(contents, document)
         problems += _fields_without_effect(contents, document)
-    readable = contents is not None and not problems
-    classifiers, unread = classifiers_of(contents, document, folder) if contents and readable else ({}, [])
-    problems += unread
     if contents is None or problems:
         raise ConfigError(source, problems)
+    files = FittedFiles(document, folder)
+    embedder = _embedder(contents.embedder, files, environ)
+    if files.problems:  # what else was fitted has to fit the embedder
+        raise ConfigError(source, files.problems)
+    features = embedder.projection.version.tag if embedder else SHIPPED.tag
+    beliefs = _Beliefs(priors_of(contents, files, features), classifiers_of(contents, files, features))
+    if files.problems:
+        raise ConfigError(source, files.problems)
     return Settings(
         models=MappingProxyType(_models(contents, environ)),
         routes=MappingProxyType(
-            {
-                name: _route(name, entry, contents.cascades, classifiers.get(name))
-                for name, entry in contents.routes.items()
-            }
+            {name: _route(name, entry, contents.cascades, beliefs) for name, entry in contents.routes.items()}
         ),
         server=ServerSettings(**contents.server.model_dump()),
         store=_store(contents.store, folder, environ),
@@ -131,7 +140,16 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
         keys=tuple(_key(entry) for entry in contents.access.keys) if contents.access else (),
         admin=_admin(contents.admin) if contents.admin else None,
         budgets=tuple(_budget(name, entry, contents.cascades) for name, entry in contents.budgets.items()),
+        embedder=embedder,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Beliefs:
+    """By route, from the files that it names."""
+
+    priors: Mapping[str, QualityPrior | None]
+    classifiers: Mapping[str, Classified]
 
 
 def _validated(document: Document, environ: Mapping[str, str]) -> tuple[FileEntry | None, list[Problem]]:
@@ -228,9 +246,7 @@ def _deployments(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> tu
     return tuple(deployments)
 
 
-def _route(
-    name: str, entry: RouteEntry, cascades: Mapping[str, CascadeEntry], classifier: Classified | None
-) -> Route:
+def _route(name: str, entry: RouteEntry, cascades: Mapping[str, CascadeEntry], beliefs: _Beliefs) -> Route:
     return Route(
         name=name,
         models=all_names(entry.models, cascades),
@@ -245,11 +261,11 @@ def _route(
         budget_usd_per_request=entry.budget_usd_per_request,
         baseline=entry.baseline,
         confidence=entry.confidence,
-        prior=entry.prior,
+        prior=beliefs.priors[name],
         latency=None if entry.latency is None else LatencyLimit(**entry.latency.model_dump()),
         newcomers=_newcomers(entry.newcomers),
         ramp=None if entry.ramp is None else Ramp(entry.ramp.baseline, entry.ramp.share),
-        classifier=classifier,
+        classifier=beliefs.classifiers.get(name),
     )
 
 
@@ -264,6 +280,26 @@ def _budget(name: str, entry: BudgetEntry, cascades: Mapping[str, CascadeEntry])
         local_cap_nano_usd=nano(lease_usd if entry.local_cap_usd is None else entry.local_cap_usd),
     )
     return TenantBudget(budget, entry.tenant, frozenset(all_names(entry.routes, cascades)))
+
+
+def _embedder(
+    entry: EmbedderEntry | None, files: FittedFiles, environ: Mapping[str, str]
+) -> EmbedderSettings | None:
+    if entry is None:
+        return None
+    projection = files.read(("embedder", "projection"), entry.projection, _projection)
+    if projection is None:
+        return None
+    return EmbedderSettings(
+        base_url=entry.base_url,
+        projection=projection,
+        api_key=environ[entry.api_key_env].strip() if entry.api_key_env else None,
+        timeout_s=entry.timeout_ms / 1000,
+    )
+
+
+def _projection(data: bytes) -> Projection:
+    return projection_from_json(data.decode("utf-8"))
 
 
 def _newcomers(entry: NewcomersEntry) -> Newcomers:

@@ -166,6 +166,12 @@ def _usable_key(variable: str, info: ValidationInfo) -> str:
     return variable
 
 
+def _set(variable: str, info: ValidationInfo) -> str:
+    if not _surroundings(info).environ.get(variable, "").strip():
+        raise _wrong(f"{variable} is not set")
+    return variable
+
+
 def _usable_secret(variable: str, info: ValidationInfo) -> str:
     secret = _surroundings(info).environ.get(variable, "").strip()
     if not secret.isascii():
@@ -444,7 +450,7 @@ class RouteEntry(_Section):
     ] = None
     baseline: Annotated[ModelName | None, AfterValidator(_baseline_of_this_route)] = None
     confidence: Annotated[Annotated[float, Field(gt=0.5, lt=1)] | None, AfterValidator(_confidence)] = None
-    prior: Literal["shipped", "none"] = "shipped"
+    prior: Printable = "shipped"
     latency: LatencyEntry | None = None
     newcomers: NewcomersEntry = Field(default_factory=NewcomersEntry)
     ramp: Annotated[RampEntry | None, AfterValidator(_ramp_of_this_route)] = None
@@ -498,6 +504,13 @@ class UpstreamEntry(_Section):
     retry_share: float = Field(default=0.1, ge=0, le=1)
 
 
+class EmbedderEntry(_Section):
+    base_url: Annotated[str, AfterValidator(_base_url)]
+    projection: Printable
+    api_key_env: Annotated[KeyVariable, AfterValidator(_set)] | None = None
+    timeout_ms: float = Field(default=50.0, ge=1, le=5000)
+
+
 class BudgetEntry(_Section):
     usd: Usd
     period: Literal["day", "month", "total"] = "month"
@@ -520,6 +533,7 @@ class FileEntry(_Section):
     # An absent section is validated as an empty one: its address may come from the environment.
     store: StoreEntry = Field(default={}, validate_default=True)
     upstream: UpstreamEntry = Field(default_factory=UpstreamEntry)
+    embedder: EmbedderEntry | None = None
     budgets: Annotated[
         dict[Annotated[str, AfterValidator(_budget_name)], BudgetEntry], AfterValidator(_budgets_of_this_file)
     ] = Field(default_factory=dict)

@@ -27,7 +27,7 @@ def decisions_router(pipeline: Pipeline, learning: Learning, access: Access) -> 
         """The decision on a chat request, without making it: takes the very body of /v1/chat/completions."""
         admission = access.admit(request.headers.raw)
         try:
-            return pipeline.preview(parse_chat(await request.body()), admission.caller)
+            return await pipeline.preview(parse_chat(await request.body()), admission.caller)
         finally:
             admission.let_go()
 

@@ -45,9 +45,17 @@ LISTED_KEPT: Final = 64  # choices of candidates that are kept as JSON
 
 
 def explanation_of(
-    route: str, policy: Policy, posterior: Posterior, decision: Decision, excluded: Sequence[Exclusion]
+    route: str,
+    policy: Policy,
+    posterior: Posterior,
+    decision: Decision,
+    excluded: Sequence[Exclusion],
+    *,
+    embedder: str | None = None,
 ) -> Explanation:
-    """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it."""
+    """What a record holds beside its prefix: all that is needed to make the decision again, and to explain it. embedder: what
+    became of asking one, where there is one.
+    """
     told = {
         "route": route,
         "policy": _told(cast("Hashable", policy)),
@@ -56,6 +64,8 @@ def explanation_of(
         "needs": NEEDS(decision.context.needs),
         "excluded": {e.arm: e.code for e in excluded},
     }
+    if embedder is not None:
+        told["embedder"] = embedder
     return Explanation(told, decision.probabilities, _beliefs(policy, posterior, decision))
 
 
@@ -122,6 +132,7 @@ def shown(
             for name, code in told["excluded"].items()
         ],
         "needs": asdict(Needs(*told["needs"])),
+        **({"embedder": told["embedder"]} if "embedder" in told else {}),
         "policy": told["policy"],
         "snapshot": told["log"],
     }

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from feedback.spool import Spool
 from feedback.store import Store, StoreError, StoreUnfitError
 from service.budgets import Budgets
 from service.calls import Shell
+from service.embedder import Embedder, How
 from service.routes import quality_models
 from service.settings import Settings, StoreSettings
 from service.upstream import AiohttpUpstream
@@ -92,6 +94,7 @@ async def open_learning(settings: Settings, secret: bytes, home: Home) -> Learni
             worker, [secret, *([previous] if previous else [])], settings.store.feedback_window_h * 3600
         ),
         clock=time.time,
+        features=settings.features.tag,
         patience_s=home.patience_s,
         revive=home.embedded.ensure if home.embedded else None,
     )
@@ -128,6 +131,15 @@ def shell_of(settings: Settings, secret: bytes) -> Shell:
         ticks=time.monotonic_ns,
         new_id=partial(_new_id, secret),
     )
+
+
+def embedder_of(
+    settings: Settings, shell: Shell, told: Callable[[How], object] = lambda _: None
+) -> Embedder | None:
+    """told: hears what became of each request to it."""
+    if settings.embedder is None:
+        return None
+    return Embedder(settings.embedder, shell.upstream, now_s=lambda: shell.ticks() * 1e-9, told=told)
 
 
 async def _store(settings: Settings, home: Home) -> Store:

@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.embedder import How
 from service.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Metrics:
             "budget",
             "what",
         )
+        self._embedded = counter("embeddings", "Requests to the embedder, by what became of them.", "outcome")
         self._events = self._gauge("events_folded", "Events in the posterior.", "livemax", "route")
 
     def called(self, decision_id: str, outcome: Outcome) -> None:
@@ -112,6 +114,9 @@ class Metrics:
             cost=self._cost.labels(route, model),
         )
         return series
+
+    def embedded(self, how: How) -> None:
+        self._embedded.labels(how).inc()
 
     def request_answered(self, status: int, duration_s: float | None) -> None:
         """duration_s: to the last byte, None where that was not sent."""

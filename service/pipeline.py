@@ -25,6 +25,7 @@ from service.access import ANYBODY, Caller
 from service.budgets import Budgets
 from service.calls import Answer, Attempt, Bill, Call, Calls, Line, Shell, Tries
 from service.deployments import REASONS, Deployments
+from service.embedder import Embedder, Pointed
 from service.errors import ApiError, NoEligibleModelError, RateLimitError, UnauthorizedError, UnavailableError
 from service.explain import CODES, explanation_of, shown
 from service.hedge import hedged
@@ -56,6 +57,7 @@ class _Request:
     out: dict[str, Exclusion]
     tries: Tries
     conversation: Conversation | None
+    pointed: Pointed | None
     decisions: int = 0
     asked: set[str] = field(default_factory=set)
 
@@ -79,11 +81,12 @@ class Pipeline:
         shell: Shell,
         outcomes: Outcomes,
         budgets: Budgets | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.routes, self.outcomes = routes, outcomes
         self.budgets = budgets or Budgets()
         self.deployments = Deployments(settings.models)
-        self._shell, self._settings = shell, settings
+        self._shell, self.settings, self.embedder = shell, settings, embedder
         self.calls = Calls(shell, self.deployments, outcomes, settings.upstream)
         self._sessions = Sessions()
         self._pacers = Pacers()
@@ -93,11 +96,11 @@ class Pipeline:
     def adopt(self, settings: Settings, routes: Mapping[str, Routes]) -> None:
         """Serve these models and routes from the next request on; those under way go on as they began."""
         self.deployments.adopt(settings.models)
-        self._settings, self.routes = settings, routes
+        self.settings, self.routes = settings, routes
 
     async def answer(self, ask: ChatRequest, caller: Caller = ANYBODY) -> tuple[Answer, Line]:
         """The answer, up to its first byte, and its line, to be closed when all is said. Raises ApiError."""
-        request = self._request(ask, caller)
+        request = await self._received(ask, caller)
         if not caller.is_retry:
             self.budget.request()
         tried = await self._first_that_answers(request)
@@ -105,9 +108,9 @@ class Pipeline:
         tried.answer.headers.update(request.caller.limits)
         return tried.answer, tried.line
 
-    def preview(self, ask: ChatRequest, caller: Caller = ANYBODY) -> dict[str, Any]:
-        """What would be decided now, and why. Nothing is called and nothing recorded. Raises ApiError."""
-        request = self._request(ask, caller)
+    async def preview(self, ask: ChatRequest, caller: Caller = ANYBODY) -> dict[str, Any]:
+        """What would be decided now, and why. No model is called and nothing recorded. Raises ApiError."""
+        request = await self._received(ask, caller)
         candidates, excluded = self._candidates(request)
         decision_id = self._shell.new_id(request.route.learned.scope)
         decision = self._decide(request, candidates, decision_id)
@@ -116,9 +119,16 @@ class Pipeline:
         told = shown(explanation, chosen=decision.arm.name, propensity=decision.propensity, reasons=reasons)
         return {"decision_id": None, **told}
 
-    def choose(self, ask: ChatRequest, caller: Caller = ANYBODY, *, without: Collection[str] = ()) -> Call:
+    def choose(
+        self,
+        ask: ChatRequest,
+        caller: Caller = ANYBODY,
+        *,
+        without: Collection[str] = (),
+        pointed: Pointed | None = None,
+    ) -> Call:
         """A decision that is recorded, and a call that somebody else makes. without: models that failed. Raises ApiError."""
-        request = self._request(ask, caller)
+        request = self._request(ask, caller, self._route(ask, caller), pointed)
         request.decisions = len(without)
         for name in without:
             request.out.setdefault(name, Exclusion(name, "unavailable", "failed in this request"))
@@ -134,12 +144,25 @@ class Pipeline:
         self._hold(request, attempt)
         return call
 
-    def _request(self, ask: ChatRequest, caller: Caller) -> _Request:
+    def _route(self, ask: ChatRequest, caller: Caller) -> ServedRoute:
         routes = self.routes.get(caller.tenant)
         if routes is None:  # its key was withdrawn while the request was on its way
             raise UnauthorizedError
-        route = find_route(routes, ask.model)
-        context = context_of(ask.prompt)
+        return find_route(routes, ask.model)
+
+    async def _received(self, ask: ChatRequest, caller: Caller) -> _Request:
+        """With where an embedder says that it points, if there is one and the route looks. Raises ApiError."""
+        route = self._route(ask, caller)
+        pointed = None
+        if self.embedder is not None and route.weighs:
+            pointed = await self.embedder.pointed(ask.prompt.user)
+        return self._request(ask, caller, route, pointed)
+
+    def _request(
+        self, ask: ChatRequest, caller: Caller, route: ServedRoute, pointed: Pointed | None
+    ) -> _Request:
+        directions = pointed.directions if pointed else None
+        context = context_of(ask.prompt, self.settings.features, directions)
         policy, tag = route.policy_for(ask.extension)
         arms, out = narrowed(route.arms, route.rules, ask, caller, context.needs)
         return _Request(
@@ -151,8 +174,9 @@ class Pipeline:
             policy_tag=tag,
             arms=arms,
             out={exclusion.arm: exclusion for exclusion in out},
-            tries=Tries(self._settings.upstream.max_attempts - 1, self.budget),
+            tries=Tries(self.settings.upstream.max_attempts - 1, self.budget),
             conversation=conversation_of(ask, caller, route.name) if route.sticks else None,
+            pointed=pointed,
         )
 
     async def _first_that_answers(self, request: _Request) -> _Tried:
@@ -307,6 +331,7 @@ class Pipeline:
             decision,
             decided_at=self._shell.now(),
             policy=request.policy_tag,
+            features=self.settings.features.tag,
             attempt=min(request.decisions, 255),
         )
         explanation = self._explanation(request, decision, excluded)
@@ -316,7 +341,8 @@ class Pipeline:
         self, request: _Request, decision: Decision, excluded: tuple[Exclusion, ...]
     ) -> Explanation:
         posterior = request.route.learned.replica.posterior
-        return explanation_of(request.route.name, request.policy, posterior, decision, excluded)
+        how = request.pointed.how if request.pointed else None
+        return explanation_of(request.route.name, request.policy, posterior, decision, excluded, embedder=how)
 
     def _drop(self, request: _Request, attempt: Attempt, failed: FailedError) -> None:
         """The model that failed is no candidate any more; where the request was too long for it, nor is a shorter one."""
@@ -398,7 +424,7 @@ class Pipeline:
 
     def _stages(self, cascade: Cascade) -> list[Model]:
         """Those of its models that can be called now, at least one."""
-        models = [self._settings.models[name] for name in cascade.models]
+        models = [self.settings.models[name] for name in cascade.models]
         in_use = [model for model in models if not model.withdrawn]
         faults = self.deployments.faults([model.arm.name for model in in_use], self.calls.now_s)
         return [model for model in in_use if model.arm.name not in faults] or in_use
@@ -410,7 +436,7 @@ class Pipeline:
             return token_confidence(content, stream=stream)
         body = judge_request(cascade.judge, request.ask.prompt.user, text_of(content, stream=stream))
         try:
-            tried = await self._first_that_answers(self._request(parse_chat(body), request.caller))
+            tried = await self._first_that_answers(await self._received(parse_chat(body), request.caller))
         except ApiError:
             return None  # without its judge no answer is good enough
         with tried.line:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from bandit.features import Prompt, prompt_of
+from bandit.prompt import Prompt, prompt_of
 from service.errors import BadRequestError
 from service.extension import NONE, Extension, parse_extension
 from service.forbidden import forbidden_field

@@ -25,7 +25,8 @@ from feedback.api import FeedbackBody, give
 from feedback.learning import Learning
 from service.calls import Call
 from service.config import load_settings
-from service.errors import UpstreamFailedError, UpstreamTimeoutError
+from service.embedder import Pointed
+from service.errors import BadRequestError, UpstreamFailedError, UpstreamTimeoutError
 from service.home import home_of, open_budgets, open_learning, secret_of, shell_of
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
@@ -92,13 +93,15 @@ class Router:
         *,
         model: str = "auto",
         without: Collection[str] = (),
+        embedding: Sequence[float] | None = None,
         **fields: Any,
     ) -> Choice:
-        """The model to ask. without: models that have failed this request already. fields: of a chat request, such as
+        """The model to ask. without: models that have failed this request already. embedding: of the last user message, by
+        the configuration's embedder, which is not asked here; without one the words guess. fields: of a chat request, such as
         `tools`, `max_tokens` or the router's own `router`. Raises ApiError.
         """
         ask = parse_chat(orjson.dumps({"model": model, "messages": messages, **fields}))
-        call = self.pipeline.choose(ask, without=without)
+        call = self.pipeline.choose(ask, without=without, pointed=self._pointed(embedding))
         place, decision = call.deployment, call.attempt.decision
         choice = Choice(
             decision_id=decision.decision_id,
@@ -112,6 +115,19 @@ class Router:
         )
         weakref.finalize(choice, self.pipeline.calls.leave, call)
         return choice
+
+    def _pointed(self, embedding: Sequence[float] | None) -> Pointed | None:
+        if embedding is None:
+            return None
+        embedder = self.pipeline.settings.embedder
+        if embedder is None:
+            raise BadRequestError(
+                "the configuration has no embedder to read an embedding of", param="embedding"
+            )
+        try:
+            return Pointed(embedder.projection.directions(embedding), "embedded")
+        except ValueError as error:
+            raise BadRequestError(str(error), param="embedding") from None
 
     def record(
         self,

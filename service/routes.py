@@ -13,7 +13,6 @@ from bandit.prediction import QualityModel
 from bandit.quality import SharedBaseline
 from feedback.intake import Route as LearnedRoute
 from feedback.records import policy_tag
-from feedback.shipped import shipped_prior
 from service.errors import BadRequestError, ModelNotFoundError
 from service.extension import Extension
 from service.settings import DEFAULT_TENANT, Model, Route, Rule, Settings
@@ -44,6 +43,11 @@ class ServedRoute:
         return tuple(model.arm for model in self.models.values())
 
     @property
+    def weighs(self) -> bool:
+        """What a request is like tells which model it goes to."""
+        return self.configured is not None and self.configured.strategy in WEIGHING
+
+    @property
     def rules(self) -> tuple[Rule, ...]:
         return self.configured.rules if self.configured else ()
 
@@ -55,7 +59,7 @@ class ServedRoute:
         """The policy and its tag, with what one request wants otherwise. Raises BadRequestError."""
         if not wishes.changes_policy:
             return self.policy, self.policy_tag
-        if self.configured is None or self.configured.strategy not in WEIGHING:
+        if self.configured is None or not self.weighs:
             message = (
                 f"'{self.name}' weighs nothing, so no objective can be given; ask for a route that learns"
             )
@@ -95,7 +99,7 @@ def quality_model(settings: Settings, route: str) -> QualityModel:
     if own.classifier is not None:
         return own.classifier
     arms = tuple(settings.models[model].arm for model in own.models)
-    return SharedBaseline(shipped_prior() if own.prior == "shipped" else None, arms)
+    return SharedBaseline(own.prior, arms)
 
 
 def served_routes(settings: Settings, learned: Mapping[str, LearnedRoute]) -> dict[str, Routes]:

@@ -8,6 +8,7 @@ upstream: how long a model may take, how often to try  (UpstreamSettings)
 access:   who may use the gateway                      (Key)
 admin:    the operator's own listener                  (AdminSettings)
 budgets:  name -> what a tenant may spend              (TenantBudget)
+embedder: who tells where a request points             (EmbedderSettings)
 """
 
 from collections.abc import Mapping
@@ -17,15 +18,18 @@ from typing import Final, Literal
 
 from bandit.arms import Arm
 from bandit.classifier import Classified
+from bandit.embedding import Projection
+from bandit.features import SHIPPED, FeatureVersion
 from bandit.newcomers import Newcomers
+from bandit.prior import QualityPrior
 from feedback.budget import Budget
+from feedback.shipped import shipped_prior
 
 DEFAULT_TENANT: Final = "default"  # of everybody where no key tells tenants apart
 
 StrategyName = Literal["bandit", "fixed", "uniform", "classifier"]
 SignalName = Literal["logprob", "judge"]
 ObjectiveName = Literal["quality", "balanced", "cost"]
-PriorName = Literal["shipped", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,8 @@ class Route:
     confidence: for "cost": only models that are above the floor with this probability, 0.5 to 1, are chosen; default: none,
         posterior draws decide, which explores.
     classifier: with, and only with, that strategy: what kind of request this is, and who is good at which.
-    prior: what is believed of models before the first rating: "shipped" (default) or "none".
+    prior: what is believed of models before the first rating; in the file "shipped" (default), "none" (None here), or the
+        path of a file that fit-prior wrote.
     latency: leave out models that are too likely to be late; the likeliest to be in time always stays. Default: none.
     newcomers: an allowance for trying models that are new beside others (bandit.newcomers); share 0 is none.
     ramp: send only a share of the requests where the strategy says, the others to a baseline; share 0 is shadow.
@@ -188,7 +193,7 @@ class Route:
     budget_usd_per_request: float | None = None
     baseline: str | None = None
     confidence: float | None = None
-    prior: PriorName = "shipped"
+    prior: QualityPrior | None = field(default_factory=shipped_prior)
     latency: LatencyLimit | None = None
     newcomers: Newcomers = field(default_factory=Newcomers)
     ramp: Ramp | None = None
@@ -292,6 +297,21 @@ class UpstreamSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedderSettings:
+    """An embedder, asked where each request points before its model is chosen. By default none is, and words tell.
+
+    base_url: any OpenAI-compatible base URL; its /embeddings are called. api_key: the value of `api_key_env`, if one is named.
+    timeout_s: in the file timeout_ms, 1 to 5000, default 50: no request waits longer, then its words have to tell.
+    projection: what fit-embedder made of that embedder's vectors; in the file its path. It names the embedder's model.
+    """
+
+    base_url: str
+    projection: Projection
+    api_key: str | None = field(default=None, repr=False)
+    timeout_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole file, with what its variables name in the environment.
 
@@ -306,6 +326,12 @@ class Settings:
     keys: tuple[Key, ...] = ()
     admin: AdminSettings | None = None
     budgets: tuple[TenantBudget, ...] = ()
+    embedder: EmbedderSettings | None = None
+
+    @property
+    def features(self) -> FeatureVersion:
+        """What the vectors mean that requests are decided on."""
+        return SHIPPED if self.embedder is None else self.embedder.projection.version
 
     @property
     def tenants(self) -> tuple[str, ...]:

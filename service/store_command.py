@@ -29,7 +29,7 @@ from service.settings import Settings
 
 PATIENT_S = 10.0  # a person waits
 
-Work = Callable[[RedisStore, list[str], Path], Coroutine[Any, Any, int]]
+Work = Callable[[RedisStore, list[str], bytes, Path], Coroutine[Any, Any, int]]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,16 +63,16 @@ async def _run(work: Work, url: str, settings: Settings, options: argparse.Names
     ttl_ms = round(settings.store.feedback_window_h * 3_600_000)
     store = RedisStore(url, prefix=settings.store.key_prefix, decision_ttl_ms=ttl_ms, timeout_s=PATIENT_S)
     try:
-        return await work(store, scopes, options.keep)
+        return await work(store, scopes, settings.features.tag, options.keep)
     finally:
         await store.close()
 
 
-async def _check(store: RedisStore, scopes: list[str], _: Path) -> int:
+async def _check(store: RedisStore, scopes: list[str], features: bytes, _: Path) -> int:
     print(f"server: version {await store.probe()}, fit")
     wrong = 0
     for scope in scopes:
-        found = await examine(store.log(scope))
+        found = await examine(store.log(scope), features)
         if found.last is None:
             print(f"{scope}: no log yet")
             continue
@@ -85,17 +85,17 @@ async def _check(store: RedisStore, scopes: list[str], _: Path) -> int:
     return 1 if wrong else 0
 
 
-async def _digest(store: RedisStore, scopes: list[str], _: Path) -> int:
+async def _digest(store: RedisStore, scopes: list[str], features: bytes, _: Path) -> int:
     for scope in scopes:
-        found = await examine(store.log(scope))
+        found = await examine(store.log(scope), features)
         print(f"{scope} {found.state.cursor} {found.state.digest()}")
     return 0
 
 
-async def _repair(store: RedisStore, scopes: list[str], keep: Path) -> int:
+async def _repair(store: RedisStore, scopes: list[str], features: bytes, keep: Path) -> int:
     for scope in scopes:
         log = store.log(scope)
-        found = await examine(log)
+        found = await examine(log, features)
         if not found.problems:
             print(f"{scope}: nothing is wrong")
             continue
@@ -110,7 +110,7 @@ async def _repair(store: RedisStore, scopes: list[str], keep: Path) -> int:
     return 0
 
 
-async def _export(store: RedisStore, scopes: list[str], _: Path) -> int:
+async def _export(store: RedisStore, scopes: list[str], _: bytes, __: Path) -> int:
     for scope in scopes:
         for entry in await entries_after(store.log(scope), START):
             print(json.dumps({"scope": scope} | told(entry)))

@@ -22,6 +22,7 @@ from simulations import (
     demo,
     drift,
     fit_classifier,
+    fit_embedder,
     fit_prior,
     fit_words,
     fleet,
@@ -35,7 +36,6 @@ from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
 from simulations.datasets import DatasetError, load
 from simulations.metrics import OBJECTIVES
-from simulations.minilm import MiniLMError
 from simulations.paretobandit_rival import RivalError
 from simulations.pools import RIVALS
 from simulations.priors import prior_of_all, priors_of_each
@@ -43,6 +43,7 @@ from simulations.replay import DEFAULT_POLICIES, Plan, replay
 from simulations.scenarios import SCENARIOS
 from simulations.schedules import run_schedules
 from simulations.tables import plain
+from simulations.vectors import EmbeddingError
 
 BENCHES: Final = ("quality", "times", "store", "gateway", "path", "memory")
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         DatasetError,
         demo.DemoError,
         fleet.FleetError,
-        MiniLMError,
+        EmbeddingError,
         RivalError,
         ValueError,
         OSError,
@@ -291,6 +292,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help=f"rivals; default: {', '.join(RIVALS)}",
     )
     _add_prior(parser)
+    _add_embedder(parser)
     _add_dask(parser)
     parser.add_argument("--json", type=_writable, metavar="OUT", help="every seed's gaps as one JSON object")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="of the gateway's bench")
@@ -308,6 +310,23 @@ def _add_prior(parser: argparse.ArgumentParser) -> None:
         help="what the router knows beforehand: nothing (default), what ships, what fit-prior makes of the other "
         "folders named here, that with every model's level turned upside down, or a file of fit-prior",
     )
+
+
+def _add_embedder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--embedder",
+        type=Path,
+        metavar="FILE",
+        help="of fit-embedder, for a gateway that has one; default: none",
+    )
+    _add_endpoint(parser)
+
+
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-url", metavar="URL", help="where the embedder answers; default: MiniLM, from a wheel"
+    )
+    parser.add_argument("--api-key-env", metavar="VARIABLE", help="that holds the embedder's key")
 
 
 def _add_dask(parser: argparse.ArgumentParser) -> None:
@@ -332,16 +351,19 @@ def _run_bench(options: argparse.Namespace) -> None:
     named = options.what[:1] and options.what[0] in BENCHES
     tables, *data = options.what if named else ["", *options.what]
     if tables in ("", "quality"):
+        datasets = [load(name) for name in data or ["wheel"]]
+        features = fit_embedder.features_of(options, datasets)
         plan = bench_quality.Plan(
             seeds=options.seeds,
             limit=options.limit,
             rivals=tuple(options.policy),
             parts=tuple(options.part),
             prior=options.prior,
-            priors=priors_of_each(options.prior),
+            priors=priors_of_each(options.prior, features),
+            features=features,
             cluster=options.dask,
         )
-        bench_quality.run([load(name) for name in data or ["wheel"]], plan, json_to=options.json)
+        bench_quality.run(datasets, plan, json_to=options.json)
     if tables in ("", "times"):
         bench.times()
     if tables in ("", "store"):
@@ -378,10 +400,21 @@ def _add_fits(commands: Any) -> None:
             "kinds of request, and who is good at which: a file for `strategy: classifier`",
         ),
         ("fit-words", fit_words.run, 4000, "the features' table of words, from texts alone"),
+        (
+            "fit-embedder",
+            fit_embedder.run,
+            4000,
+            "what a gateway makes of an embedder's vectors, from texts alone: a projection",
+        ),
     ):
         parser = commands.add_parser(name, help=what)
         parser.add_argument("data", metavar="DIR", nargs="+", help='folders of recorded outcomes, or "wheel"')
         parser.add_argument("--out", type=_writable, metavar="FILE", required=True)
+        if name == "fit-embedder":
+            parser.add_argument("--model", metavar="NAME", help="what the embedder calls its model")
+            _add_endpoint(parser)
+        elif name != "fit-words":
+            _add_embedder(parser)
         parser.set_defaults(run=run, limit=limit)
 
 

@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from bandit.arms import Arm
 from bandit.decide import decide
-from bandit.features import DIMENSION, TAG, Prompt, context_of
+from bandit.features import DIMENSION, TAG, context_of
 from bandit.objective import Balanced, Cost
 from bandit.policy import Thompson
+from bandit.prompt import Prompt
 from bandit.quality import DRAWS, SharedBaseline
 from bandit.statistics import CallStatistics
 from feedback.events import RATED, feedback_tail

@@ -25,13 +25,16 @@ from simulations.pools import (
     harm_tasks,
     play_all,
 )
+from simulations.world import Features
 
 PARTS: Final = ("gaps", "harm", "cost")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """prior: the name under which `priors` gives what the router knows beforehand. cluster: a Dask scheduler."""
+    """prior: the name under which `priors` gives what the router knows beforehand. features: None are the shipped ones.
+    cluster: a Dask scheduler.
+    """
 
     seeds: int = 5
     limit: int = 3000
@@ -40,12 +43,13 @@ class Plan:
     parts: tuple[str, ...] = PARTS
     prior: str = NO_PRIOR
     priors: Callable[[Sequence[Dataset]], Priors] | None = None
+    features: Features | None = None
     cluster: str | None = None
 
 
 def run(datasets: Sequence[Dataset], plan: Plan, *, json_to: Path | None = None) -> None:
     """Print each table as soon as it is made."""
-    where = field_of(datasets, limit=plan.limit, priors=plan.priors)
+    where = field_of(datasets, limit=plan.limit, priors=plan.priors, features=plan.features)
     report: dict[str, Any] = {}
     for part in plan.parts:
         print(_PRINT[part](where, plan, report), flush=True)

@@ -11,6 +11,7 @@ enough of them. Every prompt is shown twice, with its task named and without: a 
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -19,9 +20,9 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from bandit.classifier import Classifier, Kind, classifier_from_json
-from bandit.features import TAG
 from bandit.prior import canonical
 from simulations.datasets import Dataset, load
+from simulations.fit_embedder import Embedded, features_of
 from simulations.world import Facts, contexts_of
 
 Floats = NDArray[np.float64]
@@ -38,19 +39,20 @@ OTHER: Final = "other"
 
 def run(options: argparse.Namespace) -> None:
     datasets = [load(where) for where in dict.fromkeys(options.data)]
-    classifier = fitted(datasets)
+    classifier = fitted(datasets, features_of(options, datasets))
     options.out.write_text(classifier.to_json())
     print(f"{len(classifier.kinds)} kinds of request, {len(classifier.quality)} models -> {options.out}")
 
 
-def fitted(datasets: Sequence[Dataset]) -> Classifier:
+def fitted(datasets: Sequence[Dataset], features: Facts | Embedded | None = None) -> Classifier:
     """From all prompts of these; a model's qualities come from those where it was asked."""
+    features = features or Facts()
     labels = [kinds_of(data) for data in datasets]
     kinds = tuple(sorted({kind for own in labels for kind in own}, key=lambda kind: (kind.task, kind.level)))
     column = {kind: c for c, kind in enumerate(kinds)}
     y = [np.array([column[kind] for kind in own]) for own in labels]
     X = [
-        np.array([context.x for context in contexts_of(data.prompts, Facts(tasks=named))])
+        np.array([context.x for context in contexts_of(data.prompts, replace(features, tasks=named))])
         for named in (True, False)
         for data in datasets
     ]
@@ -61,10 +63,10 @@ def fitted(datasets: Sequence[Dataset]) -> Classifier:
         weights=regressed(np.concatenate(X), everything, len(kinds)),
         shares=np.bincount(unnamed, minlength=len(kinds)) / len(unnamed),
         quality=qualities(datasets, y, len(kinds)),
-        features=TAG,
+        features=features.tag,
         provenance={"sources": {data.name: len(data.prompts) for data in datasets}, "ridge": RIDGE},
     )
-    return classifier_from_json(classifier.to_json(), TAG)  # as whoever reads the file has it
+    return classifier_from_json(classifier.to_json(), features.tag)  # as whoever reads the file has it
 
 
 def kinds_of(data: Dataset) -> list[Kind]:

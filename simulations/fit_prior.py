@@ -25,6 +25,7 @@ from scipy.optimize import minimize
 from bandit.features import NAMES
 from bandit.prior import KnownModel, QualityPrior, canonical, relative_log_prices
 from simulations.datasets import NANO_DOLLARS, Dataset, load
+from simulations.fit_embedder import features_of
 from simulations.sources import overlaps
 from simulations.world import Facts, Features, contexts_of
 
@@ -40,7 +41,8 @@ UNSEEN_VARIANCES: Final = (0.05, 0.05)  # shared and arm: of a feature that no s
 
 
 def run(options: argparse.Namespace) -> None:
-    prior = fit([load(where) for where in dict.fromkeys(options.data)], Facts())
+    datasets = [load(where) for where in dict.fromkeys(options.data)]
+    prior = fit(datasets, features_of(options, datasets))
     options.out.write_text(prior.to_json())
     sources = prior.provenance["sources"]
     print(

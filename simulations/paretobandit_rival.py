@@ -22,8 +22,9 @@ import numpy as np
 
 from bandit.arms import Arm
 from bandit.types import Matrix
-from simulations.minilm import CACHE, embed
+from simulations.minilm import embed
 from simulations.player import Choice, Lesson, Request
+from simulations.vectors import CACHE
 
 DIMENSION: Final = 26
 FORCED_PULLS: Final = 20  # of a newcomer; BURNIN_PULLS of its authors' experiment

@@ -7,22 +7,24 @@ from typing import Final
 
 import numpy as np
 
+from bandit.features import TAG
 from bandit.prior import KnownModel, QualityPrior, canonical, prior_from_json
 from feedback.shipped import shipped_prior
 from simulations import fit_prior
 from simulations.datasets import Dataset
 from simulations.pools import Priors
+from simulations.world import Facts, Features
 
 SURELY: Final = 0.1  # sd with which a wrong prior is believed: as surely as the shipped one believes a name
 
 
-def prior_of_all(where: str) -> QualityPrior | None:
-    """A prior that does not depend on the data it is played on. Raises ValueError, OSError."""
+def prior_of_all(where: str, features: bytes = TAG) -> QualityPrior | None:
+    """A prior that does not depend on the data it is played on. features: tag of the vectors. Raises ValueError, OSError."""
     match where:
         case "none":
             return None
         case "shipped":
-            return shipped_prior()
+            return shipped_prior(features)
         case "leave-out" | "upside-down":
             raise ValueError(
                 f"--prior {where}: goes with several folders (run, bench); here name none, shipped or a file"
@@ -31,22 +33,25 @@ def prior_of_all(where: str) -> QualityPrior | None:
             return prior_from_json(Path(where).read_text())
 
 
-def priors_of_each(where: str) -> Callable[[Sequence[Dataset]], Priors] | None:
-    """What gives the router's prior for each pool, under the name that the option has."""
+def priors_of_each(
+    where: str, features: Features | None = None
+) -> Callable[[Sequence[Dataset]], Priors] | None:
+    """What gives the router's prior for each pool, under the name that the option has. features: of its vectors."""
+    features = features or Facts()
     match where:
         case "none":
             return None
         case "leave-out":
-            return lambda datasets: {where: fit_prior.leave_out(datasets)}
+            return lambda datasets: {where: fit_prior.leave_out(datasets, features)}
         case "upside-down":
-            return lambda datasets: {where: _upside_down(datasets)}
+            return lambda datasets: {where: _upside_down(datasets, features)}
         case _:
-            prior = prior_of_all(where)
+            prior = prior_of_all(where, features.tag)
             return lambda datasets: {where: dict.fromkeys((data.name for data in datasets), prior)}
 
 
-def _upside_down(datasets: Sequence[Dataset]) -> dict[str, QualityPrior]:
-    fitted = fit_prior.leave_out(datasets)
+def _upside_down(datasets: Sequence[Dataset], features: Features) -> dict[str, QualityPrior]:
+    fitted = fit_prior.leave_out(datasets, features)
     return {data.name: upside_down(fitted[data.name], data) for data in datasets}
 
 

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from bandit.features import prompt_of
+from bandit.prompt import prompt_of
 from simulations.datasets import Dataset, DatasetError, load
 from simulations.nearest import NearestPrompt
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandit.arms import Arm
-from bandit.features import DIMENSION, TAG, Prompt, context_of
+from bandit.features import DIMENSION, TAG, context_of
+from bandit.prompt import Prompt
 from bandit.types import Context, Matrix, Vector
 from simulations.datasets import Dataset, RecordedPrompt
 

@@ -20,12 +20,11 @@ from bandit.features import (
     TAG,
     TASKS,
     VERSION,
-    Prompt,
     context_of,
     estimate_tokens,
-    prompt_of,
     task_bucket,
 )
+from bandit.prompt import Prompt, prompt_of
 
 PATIENT = settings(deadline=None)  # no test fails for time
 
@@ -280,11 +279,11 @@ def test_an_odd_text_has_words_too(text):
 
 
 def test_words_point_where_the_mean_of_their_rows_points():
-    rows = words_table.TABLE[words_table.buckets("a cat !", words_table.BUCKETS)]
+    rows = words_table.SHIPPED.rows[words_table.buckets("a cat !", words_table.BUCKETS)]
     assert len(rows) == 3
-    expected = rows.mean(axis=0) + words_table.OFFSET
+    expected = rows.mean(axis=0) + words_table.SHIPPED.offset
     np.testing.assert_allclose(words_table.mean_direction("a cat !"), expected, rtol=1e-6)
-    assert np.array_equal(words_table.mean_direction(" \n"), words_table.OFFSET)
+    assert np.array_equal(words_table.mean_direction(" \n"), words_table.SHIPPED.offset)
 
 
 @given(text=any_text.filter(lambda t: 0 < len(t) < 2000))

@@ -454,15 +454,18 @@ async def test_a_log_that_cannot_be_read_from_anywhere_is_said_so(route: Route) 
     assert (await route.running()).state.digest() == running.state.digest()
 
 
-async def test_a_snapshot_of_another_feature_version_lends_its_place_and_not_its_sums(route: Route) -> None:
+async def test_a_snapshot_of_another_feature_version_lends_its_place_and_not_its_sums(
+    route: Route, caplog
+) -> None:
     running = await route.running()
     await route.rate(5)
     await running.poll()
     seen = {"small": CallStatistics(calls=3, tokens_out=900)}
-    other = replace(State(b"another!", 3), cursor=running.state.cursor, events=5, calls=seen)
+    other = replace(State(b"another!", 3), cursor=running.state.cursor, events=5, rated=5, calls=seen)
     assert await route.log.save_snapshot(other.to_bytes(), other.cursor, base=START)
     await route.rate(2)
     restarted = await route.running()
+    assert "5 ratings were of other features" in caplog.text
     assert restarted.state.events == 7
     assert restarted.state.d == DIMENSION
     assert sum(s.n for s in restarted.state.ratings_per_arm().values()) == pytest.approx(2, abs=0.1)

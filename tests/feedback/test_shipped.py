@@ -12,9 +12,9 @@ from feedback.shipped import shipped_prior
 
 @pytest.fixture(autouse=True)
 def read_anew():
-    shipped_prior.cache_clear()
+    shipped._read.cache_clear()
     yield
-    shipped_prior.cache_clear()
+    shipped._read.cache_clear()
 
 
 def test_the_shipped_prior_is_for_these_features_and_names_its_sources():
@@ -42,6 +42,21 @@ def test_a_task_says_nothing_before_the_first_rating():
     assert not prior.mean[-32:].any()
     assert not prior.price_slope[-32:].any()
     assert np.isfinite(prior.arm_variance).all()
+
+
+def test_of_other_directions_it_knows_nothing_and_of_all_else_the_same():
+    """A usual request is worth as much as before, to a model of any price; tasks and facts mean what they did."""
+    prior, other = shipped_prior(), shipped_prior(b"embedded")
+    assert other.features == b"embedded"
+    for slope in ("mean", "price_slope"):
+        before, after = getattr(prior, slope), getattr(other, slope)
+        assert before @ prior.typical_x == pytest.approx(after @ other.typical_x)
+        assert not after[shipped.POINTING].any()
+        rest = np.setdiff1d(np.arange(1, DIMENSION), shipped.POINTING)
+        assert np.array_equal(before[rest], after[rest])
+    assert np.array_equal(prior.arm_variance, other.arm_variance)
+    assert (other.typical_square[shipped.POINTING] == 1.0).all()
+    assert shipped_prior() is prior  # and it is not changed
 
 
 def test_a_prior_of_other_features_is_refused_and_says_what_to_do(monkeypatch):

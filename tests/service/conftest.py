@@ -335,6 +335,7 @@ class Street:
             quality_models(settings),
             identity=Identity("w", [SECRET], 3600.0),
             clock=time.time,
+            features=settings.features.tag,
         )
         numbers = count()
         shell = Shell(

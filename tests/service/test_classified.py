@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from bandit.features import DIMENSION, TAG, TASKS, Prompt, task_bucket
+from bandit.features import DIMENSION, TAG, TASKS, task_bucket
+from bandit.prompt import Prompt
 from feedback.records import decode_record
 from service.config import parse_settings
 from service.config_problems import ConfigError

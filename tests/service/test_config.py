@@ -398,12 +398,42 @@ def test_every_problem_is_listed_with_its_line_its_path_and_what_would_be_right(
         ("0.05\n", "1\nstore: {url: localhost}\n", "10: store.url", "redis://"),
         ("0.05\n", "1\nstore: {url: 'redis://'}\n", "10: store.url", "redis://"),
         ("0.05\n", "1\nstore: {secret_env: NOT_SET}\n", "10: store.secret_env", "NOT_SET is not set"),
+        (
+            "0.05\n",
+            "1\nembedder: {base_url: http://e/v1, projection: nowhere.json}\n",
+            "10: embedder.projection",
+            "the file cannot be read: No such file",
+        ),
+        (
+            "0.05\n",
+            "1\nembedder: {base_url: http://e/v1}\n",
+            "10: embedder.projection",
+            "missing; this field is required",
+        ),
+        (
+            "0.05\n",
+            "1\nembedder: {base_url: http://e/v1, projection: p, api_key_env: NOT_SET}\n",
+            "10: embedder.api_key_env",
+            "NOT_SET is not set",
+        ),
+        (
+            "0.05\n",
+            "1\nembedder: {base_url: http://e/v1, projection: p, timeout_ms: 0}\n",
+            "10: embedder.timeout_ms",
+            "greater than or equal to 1",
+        ),
+        (
+            "0.05\n",
+            "1\n    prior: shiped\n",
+            "10: routes.auto.prior",
+            "the file cannot be read: No such file or directory; other than a file it can be shipped or none",
+        ),
         ("0.05\n", "1\nservr: {}\n", "10: servr", "did you mean 'server'?"),
         (
             "0.05\n",
             "1\nzzz: {}\n",
             "10: zzz",
-            "known: access, admin, budgets, cascades, models, routes, server, store, upstream",
+            "known: access, admin, budgets, cascades, embedder, models, routes, server, store, upstream",
         ),
     ],
 )

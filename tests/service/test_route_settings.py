@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bandit.features import DIMENSION, TASKS, Prompt, task_bucket
+from bandit.features import DIMENSION, TASKS, task_bucket
 from bandit.latency import LatencyStatistics, LogTimes
+from bandit.prompt import Prompt
 from feedback.records import decode_record
 from service.config import parse_settings
 from service.config_problems import ConfigError

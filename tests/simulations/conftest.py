@@ -1,6 +1,9 @@
 """Made-up recorded outcomes for the simulations' tests: nothing is downloaded, and every figure has a known cause."""
 
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -36,3 +39,40 @@ def made_up(n: int = 300, *, seed: int = 0, hard_share: float = 0.5, name: str =
 def outcomes() -> Callable[..., Dataset]:
     """outcomes(n, seed=..., hard_share=..., name=...) -> Dataset."""
     return made_up
+
+
+def vector_of(text: str, length: int = 24) -> np.ndarray:
+    return np.random.default_rng(list(text.encode())).normal(size=length).astype(np.float32)
+
+
+@pytest.fixture
+def endpoint():
+    """An embedder over HTTP: base_url; vector_of a text; asked: path, body and headers of each request; reply: to answer otherwise."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            server.asked.append((self.path, body, dict(self.headers)))
+            rows = [
+                {"index": i, "embedding": vector_of(text).tolist()} for i, text in enumerate(body["input"])
+            ]
+            status, content = server.reply(rows)
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.base_url = f"http://127.0.0.1:{server.server_port}/v1"
+    server.vector_of = vector_of
+    server.asked, server.reply = [], lambda rows: (200, {"data": rows[::-1]})
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bandit.arms import Arm
-from bandit.features import DIMENSION, Prompt
+from bandit.features import DIMENSION
 from bandit.prior import canonical, prior_from_json
+from bandit.prompt import Prompt
 from bandit.types import Context, Needs
 from simulations import fit_prior
 from simulations.__main__ import main

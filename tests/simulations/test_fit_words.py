@@ -9,7 +9,7 @@ from bandit import words
 from simulations import fit_words
 from simulations.__main__ import main
 from simulations.datasets import load
-from simulations.fit_words import fitted, mean_counts, principal
+from simulations.fit_words import fitted, mean_counts, principal_axes
 
 
 def test_principal_components_are_centred_uncorrelated_and_of_unit_variance():
@@ -19,7 +19,8 @@ def test_principal_components_are_centred_uncorrelated_and_of_unit_variance():
         + rng.normal(size=(400, 2)) @ rng.normal(size=(2, 20)) * [5.0] * 1
         + 0.01 * rng.normal(size=(400, 20))
     )
-    components = principal(vectors, 2)
+    centre, axes = principal_axes(vectors, 2)
+    components = (vectors - centre) @ axes
     np.testing.assert_allclose(components.mean(axis=0), 0, atol=1e-9)
     np.testing.assert_allclose(components.T @ components / 400, np.eye(2), atol=1e-9)
     centred = vectors - vectors.mean(axis=0)
@@ -81,7 +82,9 @@ def test_the_command_writes_a_table_that_the_features_can_read(tmp_path, monkeyp
     assert np.abs(table).max(axis=0).tolist() == [127] * 16
     texts = [prompt.text for prompt in load("wheel").prompts[:4000]]
     counts = mean_counts([words.buckets(text.lower(), 4096) for text in texts], 4096)
-    wanted = principal(made_up(texts), 16)
+    vectors = made_up(texts)
+    centre, axes = principal_axes(vectors, 16)
+    wanted = (vectors - centre) @ axes
     exact, mean = fitted(counts, wanted)
     assert (np.abs(table * scale - exact) <= scale * 0.501).all()
     np.testing.assert_allclose(offset, mean, atol=1e-12)
@@ -91,8 +94,8 @@ def test_the_command_writes_a_table_that_the_features_can_read(tmp_path, monkeyp
 
 
 def test_the_shipped_table_is_in_the_shape_that_the_command_writes():
-    assert words.TABLE.shape == (fit_words.BUCKETS, fit_words.DIRECTIONS)
-    assert np.isfinite(words.TABLE).all()
+    assert words.SHIPPED.rows.shape == (fit_words.BUCKETS, fit_words.DIRECTIONS)
+    assert np.isfinite(words.SHIPPED.rows).all()
     texts = [prompt.text for prompt in load("wheel").prompts[:1000]]
     directions = np.array([words.mean_direction(text.lower()) for text in texts])
     assert 0.3 < directions.std(axis=0).min() <= directions.std(axis=0).max() < 2  # about unit variance

@@ -90,7 +90,7 @@ def test_a_kept_vector_is_not_made_again(tmp_path, monkeypatch):
 
 def test_the_cache_holds_one_row_a_text_in_full_precision(tmp_path):
     embed([*TEXTS, TEXTS[0]], cache=tmp_path)
-    with closing(sqlite3.connect(tmp_path / "minilm.sqlite")) as kept:
+    with closing(sqlite3.connect(tmp_path / "vectors.sqlite")) as kept:
         rows = kept.execute("SELECT vector FROM vectors").fetchall()
     assert len(rows) == len(TEXTS)
     assert {len(vector) for (vector,) in rows} == {4 * DIMENSION}

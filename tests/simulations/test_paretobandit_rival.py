@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bandit.arms import Arm
-from bandit.features import Prompt, context_of
+from bandit.features import context_of
+from bandit.prompt import Prompt
 from simulations import paretobandit_protocol as protocol
 from simulations.minilm import embed
 from simulations.paretobandit_rival import (
