@@ -5,6 +5,7 @@ hashed words of the prompts are regressed on these, so that words can guess wher
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -49,7 +50,7 @@ def source_of(options: argparse.Namespace, model: str) -> Source:
 
 def embedded_texts(texts: Sequence[str], source: Source) -> Floats:
     """(n, E): of what a gateway would read of each text."""
-    return embed([excerpt(text) for text in texts], source, progress=True).astype(np.float64)
+    return embed([excerpt(text) for text in texts], source, progress=sys.stderr.isatty()).astype(np.float64)
 
 
 def fit(texts: Sequence[str], vectors: Floats, model: str) -> Projection:
