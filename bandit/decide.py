@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bandit.arms import Arm
 from bandit.noise import uniform_of
-from bandit.policy import Policy
+from bandit.policy import Policy, Ramped
 from bandit.posterior import Posterior
 from bandit.types import Context, Vector
 
@@ -17,7 +17,8 @@ class Decision:
     candidates, probabilities, quality_mean, quality_sd, cost_usd and utility (K,) belong together; chosen is a place among
     them, of a probability above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of the
     draws of it); cost_usd: expected; utility: what that is worth together. noise_variance: of a rating about its
-    expectation. token: position in the log whose posterior decided.
+    expectation. token: position in the log whose posterior decided. strategy (K,): of a ramped policy, the probabilities
+    with which its own policy would have chosen.
     """
 
     decision_id: str
@@ -31,6 +32,7 @@ class Decision:
     cost_usd: Vector
     utility: Vector
     noise_variance: float
+    strategy: Vector | None = None
 
     @property
     def arm(self) -> Arm:
@@ -48,7 +50,12 @@ def decide(
     if not candidates:
         raise ValueError("decide needs at least one candidate")
     belief = posterior.belief(context, candidates)
-    probabilities = policy.probabilities(belief)
+    strategy = None
+    if isinstance(policy, Ramped):
+        strategy = policy.policy.probabilities(belief)
+        probabilities = policy.ramped(strategy, belief)
+    else:
+        probabilities = policy.probabilities(belief)
     return Decision(
         decision_id=decision_id,
         chosen=_sample(probabilities, uniform_of(decision_id)),
@@ -61,6 +68,7 @@ def decide(
         cost_usd=belief.cost_usd,
         utility=policy.utility(belief),
         noise_variance=belief.noise_variance,
+        strategy=strategy,
     )
 
 

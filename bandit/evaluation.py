@@ -15,7 +15,7 @@ at every n at once (Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro, arXiv 221
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -144,37 +144,62 @@ def confidence_sequence(
     """(lower, upper), each (n,): with probability 1 - alpha the value of the target lies within them after every decision.
 
     Decisions may depend on all that went before. Where the target's value itself changes over time they hold an average of
-    it. truncation: k; the model helps more where it is larger, and every bound scales with 1 + k.
+    it. truncation: k; the model helps more where it is larger, and every bound scales with 1 + k. Of two such sequences, at
+    half the alpha each, the better: `bounded_terms` close in on the value in the end, but do without the model where p is
+    small; `known_terms` keep the model, and take what they leave out at its worst.
     """
-    gain = _lower(log, log.outcome, log.predicted, alpha / 2, truncation)
-    loss = _lower(log, 1.0 - log.outcome, 1.0 - log.predicted, alpha / 2, truncation)
-    return np.clip(gain, 0.0, 1.0), np.clip(1.0 - loss, 0.0, 1.0)
+    k, alpha = truncation, alpha / 4
+    lower, upper = np.full((2, len(log.outcome)), -np.inf)
+    for gain, loss in (bounded_terms(log, k), known_terms(log, k)):
+        lower = np.maximum(lower, lower_sequence(gain, alpha, least=-k, guess=0.5))
+        upper = np.maximum(upper, lower_sequence(loss, alpha, least=-k, guess=0.5))
+    return np.clip(lower, 0.0, 1.0), np.clip(1.0 - upper, 0.0, 1.0)
 
 
-def _lower(log: Log, outcome: Vector, predicted: Matrix, alpha: float, k: float) -> Vector:
-    """(n,) lower confidence sequence for the mean of `outcome` under the target: predictable plug-in empirical Bernstein.
-
-        phi = DR term with q_b cut to k / w_b, so that phi >= -k        xi = phi / (k + 1)
-        L_t = (k + 1) (sum l xi - log 1/alpha - sum (xi - xi^)^2 psi(l)) / sum l        psi(l) = -log(1 - l) - l
-
-    xi^ and l at each step depend on the steps before alone; xi - xi^ >= -1 makes exp(...) a supermartingale.
-    """
+def bounded_terms(log: Log, k: float) -> tuple[Vector, Vector]:
+    """(gain, loss), each (n,): DR terms of the outcome y, and of 1 - y, with q_b cut to k / w_b, so that none is below -k."""
     weights = np.divide(
         log.target, log.probabilities, out=np.zeros_like(log.target), where=log.probabilities > 0
     )
     limit = np.divide(k, weights, out=np.full_like(weights, np.inf), where=weights > 0)
-    q = np.minimum(np.clip(predicted, 0.0, 1.0), limit)
-    rewarded = Log(log.probabilities, log.chosen, outcome, log.target, q)
-    xi = doubly_robust_terms(rewarded, q) / (k + 1.0)
+    q = np.clip(log.predicted, 0.0, 1.0)
+    lost = replace(log, outcome=1.0 - log.outcome)
+    gain = doubly_robust_terms(log, np.minimum(q, limit))
+    return gain, doubly_robust_terms(lost, np.minimum(1.0 - q, limit))
+
+
+def known_terms(log: Log, k: float) -> tuple[Vector, Vector]:
+    """(gain, loss), each (n,): DR terms of y, and of 1 - y, of the arms with w_b <= k alone. Either outcome is at least 0, so
+    without the other arms their means are at most those of the whole; no term is below -k.
+    """
+    known = log.target <= k * log.probabilities
+    q = np.clip(log.predicted, 0.0, 1.0)
+    chosen = np.arange(len(log.outcome)), log.chosen
+    weight = np.where(known[chosen], log.weight, 0.0)
+    off = weight * (log.outcome - q[chosen])
+    target = np.where(known, log.target, 0.0)
+    return (target * q).sum(axis=1) + off, (target * (1.0 - q)).sum(axis=1) - off
+
+
+def lower_sequence(terms: Vector, alpha: float, *, least: float, guess: float) -> Vector:
+    """(n,) lower confidence sequence for the mean of terms that are at least `least`, below 0, and whose mean is at most 1:
+    predictable plug-in empirical Bernstein.
+
+        s = 1 - least        xi = term / s        psi(l) = -log(1 - l) - l
+        L_t = s (sum l xi - log 1/alpha - sum (xi - xi^)^2 psi(l)) / sum l
+
+    xi^ (at first guess / s) and l at each step depend on the steps before alone; xi - xi^ >= -1 makes exp(...) a
+    supermartingale.
+    """
+    scale = 1.0 - least
+    xi = terms / scale
     steps = np.arange(1, len(xi) + 1)
-    centre = np.minimum(
-        _before((0.5 / (k + 1.0) + np.cumsum(xi)) / (steps + 1), 0.5 / (k + 1.0)), 1.0 / (k + 1.0)
-    )
+    centre = np.minimum(_before((guess / scale + np.cumsum(xi)) / (steps + 1), guess / scale), 1.0 / scale)
     spread = (xi - centre) ** 2
     variance = _before((0.25 + np.cumsum(spread)) / (steps + 1), 0.25)
     bet = np.minimum(np.sqrt(2 * math.log(1 / alpha) / (variance * steps * np.log(1 + steps))), BET_MAX)
     earned = np.cumsum(bet * xi) - math.log(1 / alpha) - np.cumsum(spread * (-np.log1p(-bet) - bet))
-    lower: Vector = (k + 1.0) * earned / np.cumsum(bet)
+    lower: Vector = scale * earned / np.cumsum(bet)
     return lower
 
 

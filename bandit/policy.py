@@ -86,7 +86,10 @@ class Ramped:
     share: float
 
     def probabilities(self, belief: Belief) -> Vector:
-        chosen = self.policy.probabilities(belief)
+        return self.ramped(self.policy.probabilities(belief), belief)
+
+    def ramped(self, chosen: Vector, belief: Belief) -> Vector:
+        """(K,) of the policy's own probabilities what the baseline leaves."""
         baseline = belief.index(self.baseline)
         if baseline is None:
             return chosen

@@ -64,6 +64,8 @@ def explanation_of(
         "needs": NEEDS(decision.context.needs),
         "excluded": {e.arm: e.code for e in excluded},
     }
+    if decision.strategy is not None:
+        told["strategy"] = decision.strategy.tolist()
     if embedder is not None:
         told["embedder"] = embedder
     return Explanation(told, decision.probabilities, _beliefs(policy, posterior, decision))
@@ -132,6 +134,7 @@ def shown(
             for name, code in told["excluded"].items()
         ],
         "needs": asdict(Needs(*told["needs"])),
+        **({"strategy": _by_name(told)} if "strategy" in told else {}),
         **({"embedder": told["embedder"]} if "embedder" in told else {}),
         "policy": told["policy"],
         "snapshot": told["log"],
@@ -153,6 +156,11 @@ def shown_record(
         "features": prefix.x.tolist(),
         "calls": [asdict(outcome) for outcome in outcomes],
     }
+
+
+def _by_name(told: Mapping[str, Any]) -> dict[str, float]:
+    """Of a ramped route: the probabilities with which its own strategy would have chosen."""
+    return {name: p for (name, *_), p in zip(told["candidates"], told["strategy"], strict=True)}
 
 
 def _number(value: float) -> float | None:

@@ -1,0 +1,210 @@
+"""What a router saved, told from its own log: it as it routed, beside every fixed model, chance, and its strategy unramped.
+
+Quality is told of the decisions that were rated, cost of those whose cost is known, each with what the log can say of its
+error. A model that could not be chosen now and then (its window was too small, it was resting) is taken as routed there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandit.comparison import difference, difference_sequence, effective_n, on_these_requests
+from bandit.evaluation import Estimate, Log, confidence_sequence
+from bandit.types import Matrix, Vector
+
+AS_ROUTED: Final = "as routed"
+UNIFORM: Final = "uniform random"
+STRATEGY: Final = "the strategy, unramped"
+POSSIBLE_IN: Final = 0.95  # of the decisions, for a model to be told of
+EFFECTIVE_MIN: Final = 10.0  # ratings, below which an estimate of quality is no figure to print
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traffic:
+    """n decisions of one route over K models, in the order they were made; 0 where a model was no candidate.
+
+    probabilities, quality_mean, expected_usd, strategy (n, K): as logged; strategy: what a ramped route's own would have
+    been, and the probabilities themselves elsewhere. chosen (n,). quality (n,): NaN where unrated; cost_usd (n,): NaN where
+    nobody knows.
+    """
+
+    models: tuple[str, ...]
+    probabilities: Matrix
+    quality_mean: Matrix
+    expected_usd: Matrix
+    strategy: Matrix
+    chosen: NDArray[np.int64]
+    quality: Vector
+    cost_usd: Vector
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A mean. value, se: doubly robust, and its standard error at a fixed n; None where the log is worth too little to say.
+    lower, upper: of a quality, hold at every n with 95 %. n: told from; effective_n: what they are worth to this policy.
+    expected: what the router itself expected, which need not be so.
+    """
+
+    value: float | None = None
+    se: float = math.inf
+    lower: float = -math.inf
+    upper: float = math.inf
+    n: int = 0
+    effective_n: float = 0.0
+    expected: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """As routed minus another policy: of quality, a mean; of cost, all decisions whose cost is known. other_usd: what the other
+    policy would have cost, with its standard error; where that is inf, only as expected.
+    """
+
+    quality: Told
+    paid_usd: float
+    other_usd: float
+    se_usd: float
+
+    @property
+    def saved_usd(self) -> float:
+        return self.other_usd - self.paid_usd
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One policy. usd: per request. against: as routed minus it; None for what was routed and for what is expected only."""
+
+    policy: str
+    quality: Told
+    usd: Told
+    against: Against | None
+
+
+def rows(traffic: Traffic) -> list[Row]:
+    """As routed first. ValueError without a single decision."""
+    if not len(traffic):
+        raise ValueError("no decision, so nothing was saved")
+    return [_row(name, target, traffic) for name, target in _targets(traffic).items()]
+
+
+def always(model: str) -> str:
+    """The policy's name."""
+    return f"always {model}"
+
+
+def possible(traffic: Traffic) -> Mapping[str, float]:
+    """Share of the decisions in which each model could be chosen."""
+    shares = (traffic.probabilities > 0).mean(axis=0)
+    return MappingProxyType(dict(zip(traffic.models, map(float, shares), strict=True)))
+
+
+def dearest(found: Sequence[Row]) -> str | None:
+    """Of the models whose cost was measured, the policy of the one expected to cost most; None where there is none."""
+    told = [row for row in found if row.policy.startswith(always("")) and row.usd.value is not None]
+    return max(told, key=lambda row: row.usd.expected).policy if told else None
+
+
+def _targets(traffic: Traffic) -> dict[str, Matrix]:
+    p, models = traffic.probabilities, traffic.models
+    targets = {AS_ROUTED: p}
+    if (traffic.strategy != p).any():
+        targets[STRATEGY] = _where_possible(traffic.strategy, p)
+    for k, (model, share) in enumerate(possible(traffic).items()):
+        if share >= POSSIBLE_IN:
+            targets[always(model)] = np.where(p[:, k : k + 1] > 0, np.eye(len(models))[k], p)
+    could = p > 0
+    targets[UNIFORM] = could / could.sum(axis=1, keepdims=True)
+    return targets
+
+
+def _where_possible(target: Matrix, p: Matrix) -> Matrix:
+    """As routed where the target wants what could not be chosen, if that is seldom."""
+    unseen = ((target > 0) & (p == 0)).any(axis=1, keepdims=True)
+    return np.where(unseen, p, target) if unseen.mean() <= 1.0 - POSSIBLE_IN else target
+
+
+def _row(name: str, target: Matrix, traffic: Traffic) -> Row:
+    believed, model_usd = np.clip(traffic.quality_mean, 0.0, 1.0), np.nan_to_num(traffic.expected_usd)
+    if (
+        (target > 0) & (traffic.probabilities == 0)
+    ).any():  # in shadow nobody sees what the strategy would get
+        return Row(
+            name, Told(expected=_mean(target, believed)), Told(expected=_mean(target, model_usd)), None
+        )
+    scale = max(float(np.nanmax(traffic.cost_usd, initial=0.0)), 1e-12)  # a log's outcomes lie within 0..1
+    rated = _log(traffic, target, believed, traffic.quality)
+    billed = _log(traffic, target, model_usd / scale, traffic.cost_usd / scale)
+    quality = Told(expected=_mean(target, believed)) if rated is None else _quality(rated)
+    usd = Told(expected=_mean(target, model_usd)) if billed is None else _scaled(billed, scale)
+    against = None if name == AS_ROUTED else _against(rated, usd, traffic)
+    return Row(name, quality, usd, against)
+
+
+def _log(traffic: Traffic, target: Matrix, model: Matrix, outcome: Vector) -> Log | None:
+    """Of the decisions whose outcome is known."""
+    known = ~np.isnan(outcome)
+    if not known.any():
+        return None
+    return Log(
+        traffic.probabilities[known], traffic.chosen[known], outcome[known], target[known], model[known]
+    )
+
+
+def _as_seen(log: Log) -> Log:
+    """Without the model where the target is as routed: what came of it is all there is to know."""
+    alike = (log.target == log.probabilities).all(axis=1, keepdims=True)
+    return replace(log, predicted=np.where(alike, 0.0, log.predicted))
+
+
+def _quality(log: Log) -> Told:
+    lower, upper = confidence_sequence(_as_seen(log))
+    return _told(log, on_these_requests(_as_seen(log)), float(lower[-1]), float(upper[-1]))
+
+
+def _told(log: Log, found: Estimate, lower: float, upper: float) -> Told:
+    effective = effective_n(log)
+    known = math.isfinite(found.se) and effective >= EFFECTIVE_MIN
+    return Told(
+        value=found.value if known else None,
+        se=found.se if known else math.inf,
+        lower=lower,
+        upper=upper,
+        n=len(log.outcome),
+        effective_n=effective,
+        expected=_mean(log.target, log.predicted),
+    )
+
+
+def _scaled(log: Log, scale: float) -> Told:
+    found = on_these_requests(_as_seen(log))
+    return Told(
+        value=scale * found.value if math.isfinite(found.se) else None,
+        se=scale * found.se,
+        n=len(log.outcome),
+        effective_n=effective_n(log),
+        expected=scale * _mean(log.target, log.predicted),
+    )
+
+
+def _against(rated: Log | None, usd: Told, traffic: Traffic) -> Against:
+    quality = Told()
+    if rated is not None:
+        seen = _as_seen(rated)
+        lower, upper = difference_sequence(seen)
+        lost = Estimate(difference(seen), on_these_requests(seen).se)
+        quality = _told(rated, lost, float(lower[-1]), float(upper[-1]))
+    paid = float(np.nansum(traffic.cost_usd))
+    per_request = usd.expected if usd.value is None else usd.value
+    return Against(quality, paid, usd.n * per_request, usd.n * usd.se)
+
+
+def _mean(target: Matrix, model: Matrix) -> float:
+    return float((target * model).sum(axis=1).mean())
