@@ -29,6 +29,7 @@ RESEND_AT_ONCE: Final = 16
 TOO_LATE: Final = "not confirmed within the feedback window; it may have been counted before"
 ASK_AGAIN_S: Final = 0.2  # after a decision was not visible twice
 ASK_AGAIN_MAX_S: Final = 60.0
+COUNTED: Final = frozenset({Answer.APPLIED, Answer.REVISED, Answer.WITHDRAWN})
 REFUSALS: Final = {
     Answer.CONFLICT: "the same idempotency key was used with another value",
     Answer.TOO_MANY: "too many feedbacks for one decision",
@@ -97,7 +98,9 @@ NEVER_ASKED: Final = _Invisible(0.0, float("-inf"))
 
 
 class Intake:
-    """clock: Unix seconds. window_s: how long a decision may be rated."""
+    """clock: Unix seconds. window_s: how long a decision may be rated. watchers: told of every feedback given here, once the
+    store has it; more than once where an answer of the store was lost.
+    """
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class Intake:
         clock: Callable[[], float],
         window_s: float,
     ) -> None:
+        self.watchers: list[Callable[[Feedback], object]] = []
         self._routes, self._spool, self._secrets = routes, spool, secrets
         self._clock, self._window_s, self._retain_s = clock, window_s, min(RETAIN_S, window_s / 2)
         self._settled: deque[_Tracked] = deque()
@@ -167,6 +171,7 @@ class Intake:
             self._complete(tracked)
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
             await self._answered(tracked, settled)
+            self._tell(tracked.feedback, settled.answer, before=True)
             before = self._invisible.pop(decision_id, None)
             if settled.answer in REFUSALS:
                 await self._bury(tracked, REFUSALS[settled.answer])
@@ -284,6 +289,7 @@ class Intake:
         else:
             tracked.done = settled.answer in REFUSALS  # the caller is told, so nothing is left to do
             await self._answered(tracked, settled)
+            self._tell(feedback, settled.answer)
         finally:
             if not tracked.done:
                 self._unsettled[entry.sequence] = tracked
@@ -305,7 +311,14 @@ class Intake:
                 "the decision is not visible yet and feedback cannot be kept on disk; send it again later"
             )
             raise FeedbackRefusedError(503, message, param=None, code="store_unavailable")
+        self._tell(feedback, settled.answer)
         return settled.answer
+
+    def _tell(self, feedback: Feedback, answer: Answer, *, before: bool = False) -> None:
+        """before: it was sent before, perhaps taken, and the answer lost: a duplicate may be itself."""
+        if answer in COUNTED or (before and answer is Answer.DUPLICATE):
+            for watcher in self.watchers:
+                watcher(feedback)
 
     async def _bury(self, tracked: _Tracked, reason: str) -> None:
         try:

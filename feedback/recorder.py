@@ -7,7 +7,7 @@ makes an append whose answer was lost harmless.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Final
@@ -27,9 +27,10 @@ BATCH: Final = 256
 
 
 class Recorder:
-    """worker: a name that no other process, past or present, has used."""
+    """worker: a name that no other process, past or present, has used. watchers: told of every decision made here."""
 
     def __init__(self, log: Log, *, worker: str) -> None:
+        self.watchers: list[Callable[[str, bytes], object]] = []  # (decision id, record)
         self.dropped = 0  # decisions pushed out before it was sure that the store had them
         self._log, self._worker = log, worker
         self._unwritten: OrderedDict[str, bytes] = OrderedDict()
@@ -58,6 +59,8 @@ class Recorder:
 
     def decided(self, decision_id: str, record: bytes) -> None:
         self._unwritten[decision_id] = record
+        for watcher in self.watchers:
+            watcher(decision_id, record)
         while len(self._unwritten) > DECISIONS_KEPT:
             self._unwritten.popitem(last=False)
             self.dropped += 1

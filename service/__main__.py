@@ -26,7 +26,7 @@ from feedback.embedded import EmbeddedServerError
 from feedback.ids import SecretError
 from feedback.spool import SpoolError
 from feedback.store import StoreUnfitError
-from service import store_command
+from service import savings_command, store_command
 from service.admin import admin_app
 from service.app import Gateway, create_app
 from service.config import parse_settings, read_file
@@ -40,14 +40,15 @@ KEEP_ALIVE_S = (
     75  # longer than clients keep an idle connection, lest they send into one that is just being closed
 )
 GARBAGE_EVERY = 20_000  # objects; a request makes some hundreds
+COMMANDS = {"store": store_command.main, "savings": savings_command.main}
 log = logging.getLogger("service")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 after a clean stop, 2 where the settings or the store are wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["store"]:
-        return store_command.main(arguments[1:])
+    if arguments[:1] and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     options = _options(arguments)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"

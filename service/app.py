@@ -27,7 +27,7 @@ from service.chat import PATH, ChatRoute, Receive, Scope
 from service.client_reply import REQUEST_ID, Message, Send, request_id_of
 from service.decisions import PREVIEW_PATH, decisions_router, own_route
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
-from service.home import embedder_of
+from service.home import decision_log_of, embedder_of
 from service.metrics import Metrics
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
@@ -49,6 +49,7 @@ class Gateway:
         self.settings, self.learning = settings, learning
         self.metrics = Metrics()
         self.outcomes = Outcomes(self.metrics.called)
+        self.decision_log = decision_log_of(settings, learning, self.outcomes)
         self.access = Access(settings, clock=clock)
         self.budgets = budgets
         self.pipeline = Pipeline(
@@ -79,7 +80,8 @@ class Gateway:
     def adopt(self, settings: Settings) -> None:
         """Serve these models, routes and keys from now on. Raises ReloadError, and then nothing has changed.
 
-        Where the gateway listens, its store, its timeouts, and which tenants and routes there are, last until a restart.
+        Where the gateway listens, its store, its timeouts, its decision log, and which tenants and routes there are, last
+        until a restart.
         """
         scopes = quality_models(settings)
         if fresh := sorted(set(scopes) - set(self.learning.routes)):
@@ -114,13 +116,14 @@ def create_app(
 
 
 def _lifespan(gateway: Gateway, shell: Shell, *, background: bool) -> Any:
-    learning, budgets = gateway.learning, gateway.budgets
+    learning, budgets, decision_log = gateway.learning, gateway.budgets, gateway.decision_log
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await learning.start()
         await budgets.tick()
-        loops = [asyncio.create_task(loop) for loop in (learning.run(), budgets.run()) if background]
+        running = [learning.run(), budgets.run(), *([decision_log.run()] if decision_log else [])]
+        loops = [asyncio.create_task(loop) for loop in running if background]
         try:
             yield
         finally:
@@ -130,6 +133,8 @@ def _lifespan(gateway: Gateway, shell: Shell, *, background: bool) -> Any:
             await shell.upstream.close()
             await budgets.close()
             await learning.close()
+            if decision_log is not None:  # which hears of what learning sent last
+                await decision_log.close()
 
     return lifespan
 
@@ -200,13 +205,14 @@ def _add_health(gateway: Gateway) -> None:
     @gateway.rest.get("/readyz")
     async def ready(response: Response) -> dict[str, Any]:
         """503 where a route has no model with a key. Decisions never need the store: its absence is told, no more."""
-        without_key, embedder = closed(), gateway.pipeline.embedder
+        without_key, embedder, decision_log = closed(), gateway.pipeline.embedder, gateway.decision_log
         response.status_code = 503 if without_key else 200
         told = {
             "status": "not ready" if without_key else "degraded" if learning.store_error else "ready",
             "routes_without_a_key": without_key,
             "store": learning.store_error or "ok",
             **({} if embedder is None else {"embedder": "resting" if embedder.is_resting else "ok"}),
+            **({} if decision_log is None else {"decision_log": decision_log.told()}),
             "feedback_queued": learning.intake.queued,
             "feedback_unsettled": learning.intake.unsettled,
             "feedback_dead_letters": learning.spool.dead_letters(),

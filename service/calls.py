@@ -109,6 +109,7 @@ class Bill:
             estimated=any(call.estimated for call in self.calls),
             error=error,
             stages=len(self.calls),
+            judging_usd=self.judging_usd,
         )
 
 

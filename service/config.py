@@ -26,6 +26,7 @@ from service.config_shape import (
     AdminEntry,
     BudgetEntry,
     CascadeEntry,
+    DecisionLogEntry,
     DeploymentEntry,
     EmbedderEntry,
     FileEntry,
@@ -40,6 +41,7 @@ from service.config_shape import (
 from service.fitted import FittedFiles
 from service.settings import (
     AdminSettings,
+    DecisionLogSettings,
     Deployment,
     EmbedderSettings,
     Key,
@@ -141,6 +143,7 @@ def parse_settings(text: str, *, source: str, folder: Path, environ: Mapping[str
         admin=_admin(contents.admin) if contents.admin else None,
         budgets=tuple(_budget(name, entry, contents.cascades) for name, entry in contents.budgets.items()),
         embedder=embedder,
+        decision_log=_decision_log(contents.decision_log, folder),
     )
 
 
@@ -296,6 +299,10 @@ def _embedder(
         api_key=environ[entry.api_key_env].strip() if entry.api_key_env else None,
         timeout_s=entry.timeout_ms / 1000,
     )
+
+
+def _decision_log(entry: DecisionLogEntry | None, folder: Path) -> DecisionLogSettings | None:
+    return None if entry is None else DecisionLogSettings(folder / entry.folder, entry.days)
 
 
 def _projection(data: bytes) -> Projection:

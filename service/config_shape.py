@@ -511,6 +511,11 @@ class EmbedderEntry(_Section):
     timeout_ms: float = Field(default=50.0, ge=1, le=5000)
 
 
+class DecisionLogEntry(_Section):
+    days: int = Field(default=30, ge=1, le=3650)
+    folder: Printable = "decisions"
+
+
 class BudgetEntry(_Section):
     usd: Usd
     period: Literal["day", "month", "total"] = "month"
@@ -534,6 +539,7 @@ class FileEntry(_Section):
     store: StoreEntry = Field(default={}, validate_default=True)
     upstream: UpstreamEntry = Field(default_factory=UpstreamEntry)
     embedder: EmbedderEntry | None = None
+    decision_log: DecisionLogEntry | None = None
     budgets: Annotated[
         dict[Annotated[str, AfterValidator(_budget_name)], BudgetEntry], AfterValidator(_budgets_of_this_file)
     ] = Field(default_factory=dict)

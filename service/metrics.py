@@ -86,6 +86,10 @@ class Metrics:
             "what",
         )
         self._embedded = counter("embeddings", "Requests to the embedder, by what became of them.", "outcome")
+        self._log_dropped = self._gauge(
+            "decision_log_dropped", "Lines of the decision log that were never written.", "livesum"
+        )
+        self._log_away = self._gauge("decision_log_away", "1 while its disk takes nothing.", "livemax")
         self._events = self._gauge("events_folded", "Events in the posterior.", "livemax", "route")
 
     def called(self, decision_id: str, outcome: Outcome) -> None:
@@ -130,6 +134,9 @@ class Metrics:
         self._denied.set(gateway.pipeline.budget.denied)
         self._queued.set(gateway.learning.intake.queued)
         self._away.set(float(gateway.learning.store_error is not None))
+        if gateway.decision_log is not None:
+            self._log_dropped.set(gateway.decision_log.dropped)
+            self._log_away.set(float(gateway.decision_log.error is not None))
         for scope, route in gateway.learning.routes.items():
             self._events.labels(scope).set(route.replica.state.events)
         for name, told in gateway.budgets.told().items():

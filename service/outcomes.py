@@ -22,7 +22,7 @@ class Outcome:
 
     latency_s: until the end; first_byte_s: until the first byte of an answer, None where none came.
     stage_of: the cascade that the call was made for; stages: of a cascade as a whole, how many calls it took: each of them
-    is told of as well, and this is their sum.
+    is told of as well, and this is their sum. judging_usd: what its judge cost besides, in calls of decisions of their own.
     """
 
     status: Status
@@ -39,6 +39,7 @@ class Outcome:
     error: str | None = None
     stage_of: str | None = None
     stages: int = 0
+    judging_usd: float = 0.0
 
 
 class Watcher(Protocol):

@@ -27,7 +27,7 @@ from service.calls import Call
 from service.config import load_settings
 from service.embedder import Pointed
 from service.errors import BadRequestError, UpstreamFailedError, UpstreamTimeoutError
-from service.home import home_of, open_budgets, open_learning, secret_of, shell_of
+from service.home import decision_log_of, home_of, open_budgets, open_learning, secret_of, shell_of
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
 from service.refusals import FailedError
@@ -71,12 +71,13 @@ class Router:
             learning = await open_learning(settings, secret, home)
             budgets = await open_budgets(settings, learning, home)
             shell = shell_of(settings, secret)
-            pipeline = Pipeline(
-                settings, served_routes(settings, learning.routes), shell, Outcomes(), budgets
-            )
+            outcomes = Outcomes()
+            decision_log = decision_log_of(settings, learning, outcomes)
+            pipeline = Pipeline(settings, served_routes(settings, learning.routes), shell, outcomes, budgets)
             await learning.start()
             await budgets.tick()
-            running = [asyncio.create_task(loop) for loop in (learning.run(), budgets.run())]
+            loops = [learning.run(), budgets.run(), *([decision_log.run()] if decision_log else [])]
+            running = [asyncio.create_task(loop) for loop in loops]
             try:
                 yield cls(pipeline, learning)
             finally:
@@ -86,6 +87,8 @@ class Router:
                 await shell.upstream.close()
                 await budgets.close()
                 await learning.close()
+                if decision_log is not None:
+                    await decision_log.close()
 
     def route(
         self,

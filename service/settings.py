@@ -9,6 +9,7 @@ access:   who may use the gateway                      (Key)
 admin:    the operator's own listener                  (AdminSettings)
 budgets:  name -> what a tenant may spend              (TenantBudget)
 embedder: who tells where a request points             (EmbedderSettings)
+decision_log: where decisions are kept to be read      (DecisionLogSettings)
 """
 
 from collections.abc import Mapping
@@ -312,6 +313,18 @@ class EmbedderSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionLogSettings:
+    """A log of decisions, calls and ratings as JSON lines, for people and `python -m service savings`. By default none is kept.
+
+    folder: of its files; in the file relative to the file's own folder, default "decisions". days: 1 to 3650, default 30;
+    older files are removed.
+    """
+
+    folder: Path
+    days: int = 30
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole file, with what its variables name in the environment.
 
@@ -327,6 +340,7 @@ class Settings:
     admin: AdminSettings | None = None
     budgets: tuple[TenantBudget, ...] = ()
     embedder: EmbedderSettings | None = None
+    decision_log: DecisionLogSettings | None = None
 
     @property
     def features(self) -> FeatureVersion:

@@ -224,6 +224,8 @@ class Lab:
         """One round of learning and of budgets: what was left behind is written, what is new is folded."""
         self.thread.run(self.gateway.learning.tick())
         self.thread.run(self.gateway.budgets.tick())
+        if self.gateway.decision_log is not None:
+            self.thread.run(self.gateway.decision_log.tick())
 
     def says(self, **behaviours: Behaviour) -> None:
         self.upstreams.behaviour.update(behaviours)
@@ -347,7 +349,7 @@ class Street:
             ),
         )
         budgets = await open_budgets(settings, learning, Home(None, folder / "spool"))
-        self.app = create_app(settings, learning, shell, budgets, background=False)
+        app = self.app = create_app(settings, learning, shell, budgets, background=False)
         await learning.start()
         await budgets.tick()
 
@@ -355,8 +357,10 @@ class Street:
             await shell.upstream.close()
             await budgets.close()
             await learning.close()
+            if app.decision_log is not None:
+                await app.decision_log.close()
 
-        return self.app, close
+        return app, close
 
 
 @pytest.fixture(scope="session")
