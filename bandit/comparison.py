@@ -17,9 +17,8 @@ from bandit.evaluation import (
     TRUNCATION,
     Estimate,
     Log,
-    bounded_terms,
+    both_terms,
     doubly_robust_terms,
-    known_terms,
     lower_sequence,
 )
 from bandit.types import Vector
@@ -48,32 +47,32 @@ def difference_sequence(
     Sequences for d itself, not two intervals set off against each other, and the better of two as in `confidence_sequence`; terms
     are at least -(k + 1).
     """
-    least, alpha = -(truncation + 1.0), alpha / 4
-    lower, upper = np.full((2, len(log.outcome)), -np.inf)
-    for gain, loss in (bounded_terms(log, truncation), known_terms(log, truncation)):
-        lower = np.maximum(lower, lower_sequence(log.outcome - (1.0 - loss), alpha, least=least, guess=0.0))
-        upper = np.maximum(upper, lower_sequence(gain - log.outcome, alpha, least=least, guess=0.0))
+    least, y = -(truncation + 1.0), log.outcome
+    lower, upper = np.full((2, len(y)), -np.inf)
+    for gain, loss, share in both_terms(log, truncation):
+        lower = np.maximum(lower, lower_sequence(y - (1.0 - loss), share * alpha / 2, least=least, guess=0.0))
+        upper = np.maximum(upper, lower_sequence(gain - y, share * alpha / 2, least=least, guess=0.0))
     return np.clip(lower, -1.0, 1.0), np.clip(-upper, -1.0, 1.0)
 
 
 def on_these_requests(log: Log) -> Estimate:
     """DR, with the standard error of what the target would have got on these very requests.
 
-        se^2 = sum_i sum_b pi_b^2 (1/p_b - 1) s_b^2 / n^2        s_b^2: mean of (y - q_b)^2 where b was chosen
+        se^2 = sum_i sum_b pi_b^2 (1/p_b - [pi_b = 1]) s_b^2 / n^2        s_b^2: mean of (y - q_b)^2 where b was chosen
 
     or what the choices that were made say, where that is more. inf where an arm that the target needs was chosen less than
     CHOSEN_MIN times. Where the target is the logged policy itself nothing is unknown.
     """
     n = len(log.outcome)
     unknown = (log.target > 0) & (log.target != log.probabilities)
-    odds = np.divide(1.0, log.probabilities, out=np.ones_like(log.target), where=log.probabilities > 0) - 1.0
-    factor = np.where(unknown, log.target**2 * odds, 0.0)  # (n, K)
-    q_chosen = np.take_along_axis(log.predicted, log.chosen[:, None], axis=1)[:, 0]
-    squares = (log.outcome - q_chosen) ** 2
+    inverse = np.divide(1.0, log.probabilities, out=np.zeros_like(log.target), where=log.probabilities > 0)
+    factor = np.where(unknown, log.target**2 * (inverse - (log.target == 1.0)), 0.0)  # (n, K)
+    chosen = np.arange(n), log.chosen
+    squares = (log.outcome - log.predicted[chosen]) ** 2
     expected = 0.0
     for b in np.flatnonzero(factor.any(axis=0)):
         of_b = squares[log.chosen == b]
         expected += float(factor[:, b].sum() * of_b.mean()) if len(of_b) >= CHOSEN_MIN else math.inf
-    made = np.take_along_axis(factor, log.chosen[:, None], axis=1)[:, 0] / log.propensity
-    variance = max(expected, float(made @ squares))
-    return Estimate(float(doubly_robust_terms(log, log.predicted).mean()), math.sqrt(variance) / n)
+    made = float((factor[chosen] / log.propensity) @ squares)
+    terms = doubly_robust_terms(log, log.predicted)
+    return Estimate(float(terms.mean()), math.sqrt(max(expected, made)) / n)

@@ -14,7 +14,7 @@ at every n at once (Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro, arXiv 221
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,6 +27,7 @@ from bandit.types import Matrix, Vector
 SWITCH_ABOVE: Final = 20.0  # 1 / propensity
 TRUNCATION: Final = 8.0  # k: how far below 0 a term of the confidence sequence may lie
 BET_MAX: Final = 0.5
+OF_KNOWN: Final = 0.25  # what the sequence of `known_terms` has of alpha
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,16 +145,21 @@ def confidence_sequence(
     """(lower, upper), each (n,): with probability 1 - alpha the value of the target lies within them after every decision.
 
     Decisions may depend on all that went before. Where the target's value itself changes over time they hold an average of
-    it. truncation: k; the model helps more where it is larger, and every bound scales with 1 + k. Of two such sequences, at
-    half the alpha each, the better: `bounded_terms` close in on the value in the end, but do without the model where p is
-    small; `known_terms` keep the model, and take what they leave out at its worst.
+    it. truncation: k; the model helps more where it is larger, and every bound scales with 1 + k. The better of two such
+    sequences, which share alpha: `bounded_terms` close in on the value in the end, but do without the model where p is small;
+    `known_terms` keep the model, and take what they leave out at its worst.
     """
-    k, alpha = truncation, alpha / 4
     lower, upper = np.full((2, len(log.outcome)), -np.inf)
-    for gain, loss in (bounded_terms(log, k), known_terms(log, k)):
-        lower = np.maximum(lower, lower_sequence(gain, alpha, least=-k, guess=0.5))
-        upper = np.maximum(upper, lower_sequence(loss, alpha, least=-k, guess=0.5))
+    for gain, loss, share in both_terms(log, truncation):
+        lower = np.maximum(lower, lower_sequence(gain, share * alpha / 2, least=-truncation, guess=0.5))
+        upper = np.maximum(upper, lower_sequence(loss, share * alpha / 2, least=-truncation, guess=0.5))
     return np.clip(lower, 0.0, 1.0), np.clip(1.0 - upper, 0.0, 1.0)
+
+
+def both_terms(log: Log, k: float) -> Iterator[tuple[Vector, Vector, float]]:
+    """(gain, loss, share of alpha), none below -k."""
+    yield *bounded_terms(log, k), 1.0 - OF_KNOWN
+    yield *known_terms(log, k), OF_KNOWN
 
 
 def bounded_terms(log: Log, k: float) -> tuple[Vector, Vector]:
