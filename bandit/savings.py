@@ -5,7 +5,7 @@ error. A model that could not be chosen now and then (its window was too small, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
@@ -92,7 +92,7 @@ def rows(traffic: Traffic) -> list[Row]:
     """As routed first. ValueError without a single decision."""
     if not len(traffic):
         raise ValueError("no decision, so nothing was saved")
-    return [_row(name, target, traffic) for name, target in _targets(traffic).items()]
+    return [_row(name, target, traffic) for name, target in _targets(traffic)]
 
 
 def always(model: str) -> str:
@@ -112,17 +112,17 @@ def dearest(found: Sequence[Row]) -> str | None:
     return max(told, key=lambda row: row.usd.expected).policy if told else None
 
 
-def _targets(traffic: Traffic) -> dict[str, Matrix]:
+def _targets(traffic: Traffic) -> Iterator[tuple[str, Matrix]]:
+    """(policy, (n, K) its probabilities), one at a time: they are large."""
     p, models = traffic.probabilities, traffic.models
-    targets = {AS_ROUTED: p}
+    yield AS_ROUTED, p
     if (traffic.strategy != p).any():
-        targets[STRATEGY] = _where_possible(traffic.strategy, p)
+        yield STRATEGY, _where_possible(traffic.strategy, p)
     for k, (model, share) in enumerate(possible(traffic).items()):
         if share >= POSSIBLE_IN:
-            targets[always(model)] = np.where(p[:, k : k + 1] > 0, np.eye(len(models))[k], p)
+            yield always(model), np.where(p[:, k : k + 1] > 0, np.eye(len(models))[k], p)
     could = p > 0
-    targets[UNIFORM] = could / could.sum(axis=1, keepdims=True)
-    return targets
+    yield UNIFORM, could / could.sum(axis=1, keepdims=True)
 
 
 def _where_possible(target: Matrix, p: Matrix) -> Matrix:

@@ -22,7 +22,7 @@ from service.outcomes import Outcome, Outcomes
 
 HELD_MAX_BYTES: Final = 8 * 1024 * 1024
 SMALL_BYTES: Final = 512  # what a line to be made takes beside a record
-LINES_AT_ONCE: Final = 64  # made between two turns of the loop that answers requests
+LINES_AT_ONCE: Final = 16  # made between two turns of the loop that answers requests: half a millisecond
 log = logging.getLogger(__name__)
 
 

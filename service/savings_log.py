@@ -4,6 +4,7 @@ A decision, its calls and its ratings may stand in files of different gateways. 
 the last line of a process that was killed is torn.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,18 +34,18 @@ class _Decided:
     attempt: int
     chosen: str
     candidates: tuple[str, ...]
-    probabilities: list[float]
-    quality_mean: list[float]
-    expected_usd: list[float]
-    strategy: list[float]
+    probabilities: "array[float]"
+    quality_mean: "array[float]"
+    expected_usd: "array[float]"
+    strategy: "array[float]"
 
     @classmethod
     def of(cls, line: Mapping[str, Any], names: dict[tuple[str, ...], tuple[str, ...]]) -> "_Decided":
         """names: lists of candidates, each kept once. ValueError, KeyError or TypeError for a line that is none of ours."""
         candidates = tuple(line["candidates"])
-        probabilities = [float(p) for p in line["probabilities"]]
-        columns = [probabilities, _numbers(line["quality_mean"]), _numbers(line["cost_usd"])]
-        columns.append([float(p) for p in line.get("strategy", probabilities)])
+        probabilities = _numbers(line["probabilities"])
+        strategy = _numbers(line["strategy"]) if "strategy" in line else probabilities
+        columns = [probabilities, _numbers(line["quality_mean"]), _numbers(line["cost_usd"]), strategy]
         if any(len(column) != len(candidates) for column in columns):
             raise ValueError("a decision has as many numbers as candidates")
         if not probabilities[candidates.index(line["model"])] > 0:
@@ -134,7 +135,7 @@ class DecisionLogs:
         columns = {name: k for k, name in enumerate(models)}
         places = {d.candidates: [columns[name] for name in d.candidates] for d in decided}
 
-        def laid(values: Iterable[list[float]]) -> Matrix:
+        def laid(values: Iterable["array[float]"]) -> Matrix:
             table = np.zeros((len(decided), len(models)))
             for i, (d, row) in enumerate(zip(decided, values, strict=True)):
                 table[i, places[d.candidates]] = row
@@ -201,6 +202,6 @@ def _files(folders: Sequence[Path]) -> Iterator[Path]:
         yield from sorted(path for path in folder.iterdir() if day_of(path) is not None)
 
 
-def _numbers(values: Sequence[float | None]) -> list[float]:
+def _numbers(values: Sequence[float | None]) -> "array[float]":
     """None, where nothing was expected, is 0: any expectation that was there before the outcome will do."""
-    return [0.0 if value is None else float(value) for value in values]
+    return array("d", [0.0 if value is None else value for value in values])

@@ -30,7 +30,9 @@ from simulations import (
     pacing,
     paretobandit_compare,
     paretobandit_tables,
+    savings,
     strategies,
+    told,
 )
 from simulations import run as scenario_run
 from simulations.contestants import CONTESTANTS
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (
         DatasetError,
         demo.DemoError,
+        told.ToldError,
         fleet.FleetError,
         EmbeddingError,
         RivalError,
@@ -101,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_pacing(commands.add_parser("pacing", help="a budget held in orders of requests that mean it ill"))
     _add_strategies(commands.add_parser("strategies", help="every strategy of a route on recorded outcomes"))
+    _add_savings(
+        commands.add_parser("savings", help="what a router's own log tells of other policies, and the truth")
+    )
     _add_conversations(
         commands.add_parser("conversations", help="what staying with a model saves, through the real gateway")
     )
@@ -117,6 +123,24 @@ def _add_conversations(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conversations", type=_positive, default=200, metavar="N")
     parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="draws of the conversations")
     parser.set_defaults(run=conversations.run)
+
+
+def _add_savings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", metavar="DIR", nargs="?", default="wheel", help='a folder of recorded outcomes, or "wheel"'
+    )
+    parser.add_argument("--seeds", type=_positive, default=20, metavar="N", help="orders of the prompts")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="at most so many requests")
+    parser.add_argument(
+        "--rated", type=_share, default=1.0, metavar="SHARE", help="of the answers, default 1"
+    )
+    parser.add_argument(
+        "--floor", type=_share, metavar="SHARE", help="exploration floor, default the router's"
+    )
+    parser.add_argument(
+        "--usd-per-quality", type=_worth, metavar="X", help="USD worth one full point of quality"
+    )
+    parser.set_defaults(run=savings.run)
 
 
 def _add_strategies(parser: argparse.ArgumentParser) -> None:
@@ -513,7 +537,7 @@ def _worth(text: str) -> float:
 def _share(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError("must be a quality from 0 to 1")
+        raise argparse.ArgumentTypeError("must be a number from 0 to 1")
     return number
 
 

@@ -2,7 +2,7 @@
 
 Sends prompts with the official openai client (every fifth as a stream), returns each answer's recorded quality by
 POST /feedback, then compares the router with each fixed model, chance, the best mix of fixed models at the router's own
-cost, and the per-prompt oracle, on exactly these prompts.
+cost, and the per-prompt oracle, on exactly these prompts; and what the gateway's own log tells of that, with the truth.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from simulations.metrics import Goal, best_fixed, goal_for, oracle, static_mix
 from simulations.page import Section, write_page
 from simulations.pictures import Course, draw_courses
 from simulations.tables import Row, as_html, as_text
+from simulations.told import beside_the_truth, savings_of
 
 AT_A_TIME: Final = 16
 STREAM_EVERY: Final = 5
@@ -52,14 +53,13 @@ def run(*, requests: int, data: str, time_scale: float, seed: int, report: Path)
     rows = np.random.default_rng(seed).permutation(len(everything.prompts))[:requests]
     dataset = take(everything, rows)
     report.mkdir(parents=True, exist_ok=True)
-    with (
-        TemporaryDirectory(prefix="demo-") as folder,  # a cold start, whatever an earlier demo has learned
-        running(Plan(Path(folder), data=data, time_scale=time_scale)) as fleet,
-    ):
-        started = time.perf_counter()
-        answered = asyncio.run(_send_all(fleet.url, dataset))
-        elapsed_s = time.perf_counter() - started
-        state, worth = asyncio.run(_settled(fleet.url)), usd_per_quality(fleet.config)
+    with TemporaryDirectory(prefix="demo-") as folder:  # a cold start, whatever an earlier demo has learned
+        with running(Plan(Path(folder), data=data, time_scale=time_scale)) as fleet:
+            started = time.perf_counter()
+            answered = asyncio.run(_send_all(fleet.url, dataset))
+            elapsed_s = time.perf_counter() - started
+            state, worth = asyncio.run(_settled(fleet.url)), usd_per_quality(fleet.config)
+        savings = savings_of(fleet.config)
     chosen = _chosen(dataset, answered)
     _check(answered, state)
     goal = goal_for(dataset, "balanced", worth, 0.02)
@@ -67,6 +67,7 @@ def run(*, requests: int, data: str, time_scale: float, seed: int, report: Path)
     print(as_text(rows_of_table, [arm.name for arm in dataset.arms]))
     notes = _notes(dataset, answered, elapsed_s, state)
     print("\n".join(notes))
+    print(f"\n{beside_the_truth(savings, rows_of_table)}\n")
     _write_report(report, dataset, goal, chosen, rows_of_table, notes)
     print(f"picture: {report / 'demo.png'}\npage:    {report / 'index.html'}")
 

@@ -123,7 +123,8 @@ def _config_for(dataset: Dataset) -> dict[str, Any]:
         for arm in dataset.arms
     }
     worth = goal_for(dataset, "balanced", None, 0.0).usd_per_quality
-    return {"models": models, "routes": {"auto": {"models": list(models), "usd_per_quality": worth}}}
+    routes = {"auto": {"models": list(models), "usd_per_quality": worth}}
+    return {"models": models, "routes": routes, "decision_log": {}}
 
 
 def _address(child: "subprocess.Popen[str]", log: Path) -> str:

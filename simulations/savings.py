@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bandit.decide import Decision
+from bandit.policy import Thompson
 from bandit.savings import UNIFORM, Row, Told, Traffic, always, rows
-from simulations.contestants import CONTESTANTS, Pool
+from simulations.baselines import router
 from simulations.datasets import Dataset, load, take
 from simulations.grid import run_tasks
+from simulations.learner import Learner
 from simulations.metrics import Goal, goal_for
 from simulations.player import Choice
 from simulations.stream import Step, play
 from simulations.world import Facts, Floats, Integers, contexts_of, recorded_world
-
-CONTESTANT = "router"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,30 @@ def run(options: argparse.Namespace) -> None:
     data = load(options.data)
     data = replace(take(data, np.arange(min(options.limit, len(data.prompts)))), responses={})
     goal = goal_for(data, "balanced", options.usd_per_quality, 0.02)
-    seeds = list(range(options.seeds))
-    found = dict(run_tasks(_play_one, seeds, (data, goal, options.rated), title=data.name, progress=True))
+    seeds, plan = list(range(options.seeds)), _Plan(data, goal, options.rated, options.floor)
+    found = dict(run_tasks(_play_one, seeds, plan, title=data.name, progress=True))
     print(as_markdown([found[seed] for seed in seeds]))
 
 
-def _play_one(shared: tuple[Dataset, Goal, float], seed: int) -> list[Judged]:
-    data, goal, rated = shared
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """rated: share of the answers; floor: of exploration, the router's own if None."""
+
+    data: Dataset
+    goal: Goal
+    rated: float
+    floor: float | None
+
+
+def _play_one(plan: _Plan, seed: int) -> list[Judged]:
+    data, features = plan.data, Facts()
     order = np.random.default_rng(seed).permutation(len(data.prompts))
-    features, entry = Facts(), CONTESTANTS[CONTESTANT]
-    player = entry.build(goal, Pool(data.name, f"savings:{seed}", features, None, data.arms), entry.default)
+    contestant = router(plan.goal.objective(), None, data.arms)
+    if plan.floor is not None:
+        contestant = replace(contestant, policy=Thompson(plan.goal.objective(), floor=plan.floor))
+    player = Learner(contestant, features, stream=f"savings:{seed}")
     steps = list(play(recorded_world(data, order), contexts_of(data.prompts, features), player))
-    hidden = np.random.default_rng([seed, 1]).random(len(steps)) >= rated
+    hidden = np.random.default_rng([seed, 1]).random(len(steps)) >= plan.rated
     traffic = traffic_of(steps, data)
     traffic = replace(traffic, quality=np.where(hidden, np.nan, traffic.quality))
     return [_judged(row, data, order, steps) for row in rows(traffic)[1:]]
