@@ -221,5 +221,9 @@ def test_demo_ends_with_its_table_and_picture(tmp_path, capsys):
     printed = capsys.readouterr().out
     for row in ("router", "always gemini-2.5-pro", "uniform random", "static mix", "oracle"):
         assert row in printed
+    routed = [line.split() for line in printed.splitlines() if line.startswith("router ")]
+    assert float(routed[1][-2]) == pytest.approx(float(routed[1][-1]), abs=2e-3), "the log knows the bill"
+    assert float(routed[0][2]) == pytest.approx(float(routed[1][-1]), abs=2e-3)
+    assert "told by its log alone" in printed
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png;base64," in (tmp_path / "index.html").read_text()

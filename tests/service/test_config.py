@@ -12,6 +12,7 @@ from service.config_problems import ConfigError
 from service.settings import (
     AdminSettings,
     Cascade,
+    DecisionLogSettings,
     Deployment,
     Key,
     Model,
@@ -398,6 +399,8 @@ def test_every_problem_is_listed_with_its_line_its_path_and_what_would_be_right(
         ("0.05\n", "1\nstore: {url: localhost}\n", "10: store.url", "redis://"),
         ("0.05\n", "1\nstore: {url: 'redis://'}\n", "10: store.url", "redis://"),
         ("0.05\n", "1\nstore: {secret_env: NOT_SET}\n", "10: store.secret_env", "NOT_SET is not set"),
+        ("0.05\n", "1\ndecision_log: {days: 0}\n", "10: decision_log.days", "greater than or equal to 1"),
+        ("0.05\n", "1\ndecision_log: {day: 3}\n", "10: decision_log.day", "did you mean 'days'?"),
         (
             "0.05\n",
             "1\nembedder: {base_url: http://e/v1, projection: nowhere.json}\n",
@@ -433,7 +436,7 @@ def test_every_problem_is_listed_with_its_line_its_path_and_what_would_be_right(
             "0.05\n",
             "1\nzzz: {}\n",
             "10: zzz",
-            "known: access, admin, budgets, cascades, embedder, models, routes, server, store, upstream",
+            "known: access, admin, budgets, cascades, decision_log, embedder, models, routes, server, store, upstream",
         ),
     ],
 )
@@ -545,3 +548,29 @@ def test_a_missing_file_is_told_by_name(tmp_path: Path) -> None:
         load_settings(tmp_path / "nowhere.yaml", NOTHING)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_settings(tmp_path, NOTHING)
+
+
+def test_a_decision_log_is_kept_where_the_file_says_so_and_relative_to_it():
+    def kept(section):
+        return parse_settings(SMALL + section, source="s", folder=FOLDER, environ=NOTHING).decision_log
+
+    assert kept("") is None
+    assert kept("decision_log: {}\n") == DecisionLogSettings(FOLDER / "decisions", 30)
+    assert kept("decision_log: {days: 3650, folder: /var/log}\n") == DecisionLogSettings(
+        Path("/var/log"), 3650
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "near"),
+    [
+        ("    ramp: {baselin: small, share: 0}", "baseline"),
+        ("    newcomers: {rating: 3}", "ratings"),
+        ("    latency: {limit: 3}", "limit_s"),
+        ("embedder: {base_ur: http://e/v1}", "base_url"),
+        ("budgets: {all: {used: 3}}", "usd"),
+    ],
+)
+def test_an_unknown_field_of_any_section_is_named_beside_the_nearest(section, near):
+    with pytest.raises(ConfigError, match=f"did you mean '{near}'"):
+        parse_settings(f"{SMALL}{section}\n", source="s", folder=FOLDER, environ=NOTHING)

@@ -2,6 +2,7 @@
 
 import gc
 
+import orjson
 import pytest
 from pydantic import ValidationError
 
@@ -106,3 +107,17 @@ async def test_tools_images_and_wishes_act_as_in_a_request(router):
     assert choice.model == "large"
     with pytest.raises(ApiError, match="candidates names 'x'"):
         router.route(HELLO, router={"candidates": ["x"]})
+
+
+async def test_a_decision_log_is_kept_of_an_applications_own_calls_too(tmp_path):
+    path = tmp_path / "gateway.yaml"
+    path.write_text(CONFIG + "decision_log: {folder: log}\n")
+    async with Router.open(path, environ={"KEY": "sk-1"}, ephemeral=True) as router:
+        choice = router.route(HELLO)
+        router.record(choice, tokens_in=7, tokens_out=11)
+        await router.feedback(choice.decision_id, rating=1)
+    (file,) = (tmp_path / "log").iterdir()
+    lines = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+    assert [(line["kind"], line["decision_id"]) for line in lines] == [
+        (kind, choice.decision_id) for kind in ("decision", "call", "rating")
+    ]
