@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         logs = DecisionLogs.read(_folders(options, settings), since=options.since)
         told = _report(logs, settings, options)
         if options.json is not None:
-            options.json.write_text(json.dumps(told, indent=1, default=str) + "\n")
+            options.json.write_text(json.dumps(told, indent=1) + "\n")
     except (ConfigError, LogError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -42,15 +42,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def _report(logs: DecisionLogs, settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Print it, and give it as JSON has it. Raises LogError."""
+    wanted, told = _wanted(settings, options.route), {}
+    models = sorted({model for route in wanted.values() for model in route.models})
+    if options.baseline not in (None, *models):
+        raise LogError(f"no such model: {options.baseline!r}; known: {', '.join(models)}")
     torn = f"; {logs.torn} of them torn or none of ours, left out" if logs.torn else ""
     print(f"{logs.lines:,} lines in {logs.files} files{torn}.")
-    wanted, told = _wanted(settings, options.route), {}
     for scope, route in wanted.items():
-        read = logs.of(scope)
-        if read is not None and route.strategy != "fixed":
+        read = None if route.strategy == "fixed" else logs.of(scope)
+        if read is not None:
             told[scope] = _tell(scope, route, read, options.baseline)
-    if others := sorted(logs.scopes() - {*told, *(wanted if options.route else ())}):
-        print(f"\nNot told of: {', '.join(others)} (not asked for, not in the file, or without a choice).")
+    others = sorted(logs.scopes() - told.keys())
+    if others and options.route is None:
+        print(f"\nNot told of: {', '.join(others)} (without a choice, or not in the file).")
     if not told:
         raise LogError(f"nothing was weighed on {', '.join(wanted)} in these files")
     return told
@@ -72,16 +76,16 @@ def _tell(scope: str, route: Route, read: Read, baseline: str | None) -> dict[st
 
 
 def _against(found: Sequence[Row], read: Read, policy: str | None, route: Route) -> str:
-    """Raises LogError for a model that the route does not know."""
+    """The sentence that all this comes down to."""
     if policy is None:
         return "Of no model were there choices enough to tell what it would cost."
     for row in found:
         if row.policy == policy and row.against is not None:
             return headline(policy, row.against)
-    model, shares = policy.removeprefix(always("")), possible(read.traffic)
-    if model not in shares and model not in route.models:
-        raise LogError(f"the route {route.name} has no model {model!r}; it has {', '.join(route.models)}")
-    share = shares.get(model, 0.0)
+    model = policy.removeprefix(always(""))
+    share = possible(read.traffic).get(model, 0.0)
+    if model not in route.models and share == 0.0:
+        return f"The route {route.name} has no model {model!r}."
     return f"{model} could be chosen in {share:.1%} of the decisions only: the log cannot tell what it would get."
 
 

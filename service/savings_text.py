@@ -11,6 +11,8 @@ from bandit.savings import Against, Row, Told
 from service.savings_log import Read
 
 Z: Final = 1.96
+MANY: Final = 30  # answers of a model, for the share that was rated to mean something
+UNEVEN: Final = 0.1
 HEAD: Final = ("policy", "quality", "95 %, at any n", "worth", "USD/1,000")
 
 
@@ -61,16 +63,22 @@ def notes(read: Read, rows: Sequence[Row]) -> list[str]:
     rated = ~np.isnan(traffic.quality)
     if not rated.any():
         return ["No decision was rated: of quality nothing is known."]
-    shares = [
-        f"{model} {rated[traffic.chosen == k].mean():.1%}"
+    shares = {
+        model: float(rated[traffic.chosen == k].mean())
         for k, model in enumerate(traffic.models)
-        if (traffic.chosen == k).any()
-    ]
+        if (traffic.chosen == k).sum() >= MANY
+    }
     by = ", ".join(f"{source} {n:,}" for source, n in sorted(read.sources.items()))
-    share = f"{rated.mean():.1%}: {', '.join(shares)}"
+    share = f"{rated.mean():.1%}: {', '.join(f'{model} {of:.1%}' for model, of in shares.items())}"
     lines = [f"Quality is of the {rated.sum():,} decisions that were rated ({share}), by {by}."]
+    if len(read.sources) > 1:
+        lines.append("Of several ratings of one decision the mean counts.")
     if rated.mean() < 1.0:
         lines.append("It says nothing of the others, if answers were rated for being good or bad.")
+    if shares and max(shares.values()) - min(shares.values()) > UNEVEN:
+        lines.append(
+            "Some models' answers were rated more often than others': their ratings may not compare."
+        )
     if any(row.usd.n == 0 for row in rows):
         lines.append("~: expected by the router, and not measured: nothing was chosen so.")
     if any(row.usd.n and None in (row.usd.value, row.quality.value) for row in rows):
@@ -81,13 +89,12 @@ def notes(read: Read, rows: Sequence[Row]) -> list[str]:
 def headline(policy: str, against: Against) -> str:
     """The sentence for whoever pays."""
     saved, other, half = against.saved_usd, against.other_usd, Z * against.se_usd
-    share = saved / other if other > 0 else 0.0
-    verb, usd = ("saved", saved) if saved >= 0 else ("spent", -saved)
-    more = "" if saved >= 0 else " more"
-    if math.isfinite(half):
-        cost = f"{verb} {usd:.4g} +- {half:.2g} USD{more} of {other:.4g} ({abs(share):.1%})"
-    else:
+    if not math.isfinite(half):
         cost = "too few calls of it to tell what was saved"
+    elif saved >= 0:
+        cost = f"saved {saved:.4g} +- {half:.2g} USD of {other:.4g} ({saved / max(other, 1e-12):.1%})"
+    else:
+        cost = f"{-saved:.4g} +- {half:.2g} USD more than its {other:.4g}"
     return f"Against {policy}: {cost}, {_lost(against.quality)}."
 
 

@@ -173,7 +173,7 @@ def test_since_leaves_out_what_was_decided_before(site, capsys):
             "no route is called 'autp'; known: default.auto, default.learned, default.plain",
         ),
         (["--route", "learned"], "nothing was weighed on default.learned"),
-        (["--baseline", "three"], "the route auto has no model 'three'; it has one, two"),
+        (["--baseline", "three"], "no such model: 'three'; known: one, two"),
         (["--folder", "nowhere"], "nowhere is no folder"),
     ],
 )
@@ -202,3 +202,15 @@ def test_files_of_others_in_the_folder_are_left_alone(site):
     (site.log / "notes.jsonl").write_text("nothing of ours")
     with pytest.raises(LogError, match="in 0 files"):
         DecisionLogs.read([site.log])
+
+
+def test_ratings_that_hang_on_the_model_are_told(site, capsys):
+    keys = [(f"g{n}", ("one", "two")[n % 2]) for n in range(200)]
+    site.write("a1", *(line for key, model in keys for line in (decision(key, model), call(key))))
+    site.write(
+        "a1", *(rating(key, 0.5) for n, (key, model) in enumerate(keys) if model == "one" or n % 8 == 1)
+    )
+    assert site.run() == 0
+    said = capsys.readouterr().out
+    assert "(62.5%: one 100.0%, two 25.0%), by user 125." in said
+    assert "Some models' answers were rated more often than others'" in said
