@@ -25,9 +25,10 @@ from service.budgets import Budgets
 from service.calls import Shell
 from service.chat import PATH, ChatRoute, Receive, Scope
 from service.client_reply import REQUEST_ID, Message, Send, request_id_of
+from service.decision_log import decision_log_of
 from service.decisions import PREVIEW_PATH, decisions_router, own_route
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
-from service.home import decision_log_of, embedder_of
+from service.home import embedder_of
 from service.metrics import Metrics
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline

@@ -7,11 +7,13 @@ cannot be held any more is dropped, the oldest first, and counted.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from secrets import token_hex
 from typing import Final
 
 from feedback.learning import TICK_S, Learning
@@ -19,6 +21,7 @@ from feedback.store import Feedback
 from service.day_files import DayFiles
 from service.decision_lines import call_line, decision_line, feedback_line
 from service.outcomes import Outcome, Outcomes
+from service.settings import Settings
 
 HELD_MAX_BYTES: Final = 8 * 1024 * 1024
 SMALL_BYTES: Final = 512  # what a line to be made takes beside a record
@@ -123,4 +126,14 @@ class DecisionLog:
     def _disk_away(self, error: OSError) -> None:
         if self.error is None:
             log.warning("the decision log cannot be written (%s): lines wait, the oldest are dropped", error)
-        self.error = str(error)
+        self.error = error.strerror or str(error)  # without the path, which is not for whoever asks /readyz
+
+
+def decision_log_of(settings: Settings, learning: Learning, outcomes: Outcomes) -> DecisionLog | None:
+    """Listening, where the settings want one; its owner runs it."""
+    if settings.decision_log is None:
+        return None
+    wanted = settings.decision_log
+    kept = DecisionLog(DayFiles(wanted.folder, worker=token_hex(8), days=wanted.days), time.time)
+    kept.listen(learning, outcomes)
+    return kept

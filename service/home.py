@@ -27,10 +27,7 @@ from feedback.spool import Spool
 from feedback.store import Store, StoreError, StoreUnfitError
 from service.budgets import Budgets
 from service.calls import Shell
-from service.day_files import DayFiles
-from service.decision_log import DecisionLog
 from service.embedder import Embedder, How
-from service.outcomes import Outcomes
 from service.routes import quality_models
 from service.settings import Settings, StoreSettings
 from service.upstream import AiohttpUpstream
@@ -143,16 +140,6 @@ def embedder_of(
     if settings.embedder is None:
         return None
     return Embedder(settings.embedder, shell.upstream, now_s=lambda: shell.ticks() * 1e-9, told=told)
-
-
-def decision_log_of(settings: Settings, learning: Learning, outcomes: Outcomes) -> DecisionLog | None:
-    """Listening, where the settings want one; its owner runs it."""
-    if settings.decision_log is None:
-        return None
-    wanted = settings.decision_log
-    kept = DecisionLog(DayFiles(wanted.folder, worker=token_hex(8), days=wanted.days), time.time)
-    kept.listen(learning, outcomes)
-    return kept
 
 
 async def _store(settings: Settings, home: Home) -> Store:

@@ -25,9 +25,10 @@ from feedback.api import FeedbackBody, give
 from feedback.learning import Learning
 from service.calls import Call
 from service.config import load_settings
+from service.decision_log import decision_log_of
 from service.embedder import Pointed
 from service.errors import BadRequestError, UpstreamFailedError, UpstreamTimeoutError
-from service.home import decision_log_of, home_of, open_budgets, open_learning, secret_of, shell_of
+from service.home import home_of, open_budgets, open_learning, secret_of, shell_of
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
 from service.refusals import FailedError

@@ -104,4 +104,4 @@ def _lost(quality: Told) -> str:
     interval = f"[{100 * quality.lower:+.1f}, {100 * quality.upper:+.1f}]"
     if quality.value is None:
         return f"quality: the log cannot tell, {interval} points"
-    return f"quality {100 * quality.value:+.1f} points {interval}"
+    return f"quality {100 * quality.value:+.1f} +- {100 * Z * quality.se:.1f} points {interval}"

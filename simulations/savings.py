@@ -119,9 +119,11 @@ HEAD = (
 
 def as_markdown(logs: Sequence[Sequence[Judged]]) -> str:
     """Rows for each policy that every log tells of: its quality, how far it is from the router's, and its cost."""
-    return "\n".join(
-        [HEAD, *(line for k in range(len(logs[0])) for line in _lines([log[k] for log in logs]))]
-    )
+    lines = [line for k in range(len(logs[0])) for line in _lines([log[k] for log in logs])]
+    quality = 100 * np.mean([log[0].routed_quality for log in logs])
+    usd = 1000 * np.mean([log[0].routed_usd for log in logs])
+    routed = f"As routed: quality {quality:.3f} points at {usd:.3f} USD per 1,000 requests."
+    return "\n".join([HEAD, *lines, "", routed])
 
 
 def _lines(judged: Sequence[Judged]) -> list[str]:

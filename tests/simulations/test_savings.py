@@ -11,6 +11,8 @@ def test_the_table_has_three_rows_for_each_policy_and_the_truth_in_each(capsys):
     )
     savings.run(options)
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop().startswith("As routed: quality ")
+    assert not lines.pop()
     names = [line.split("|")[1].strip() for line in lines[2:]]
     assert names[::3] == [
         "always llama-3.1-8b-instruct",
