@@ -133,17 +133,15 @@ def _where_possible(target: Matrix, p: Matrix) -> Matrix:
 
 def _row(name: str, target: Matrix, traffic: Traffic) -> Row:
     believed, model_usd = np.clip(traffic.quality_mean, 0.0, 1.0), np.nan_to_num(traffic.expected_usd)
-    if (
-        (target > 0) & (traffic.probabilities == 0)
-    ).any():  # in shadow nobody sees what the strategy would get
-        return Row(
-            name, Told(expected=_mean(target, believed)), Told(expected=_mean(target, model_usd)), None
-        )
+    unseen = ((target > 0) & (traffic.probabilities == 0)).any()
+    if unseen:  # in shadow nobody sees what the strategy would get
+        quality, usd = (Told(expected=_mean(target, model)) for model in (believed, model_usd))
+        return Row(name, quality, usd, None)
     scale = max(float(np.nanmax(traffic.cost_usd, initial=0.0)), 1e-12)  # a log's outcomes lie within 0..1
     rated = _log(traffic, target, believed, traffic.quality)
     billed = _log(traffic, target, model_usd / scale, traffic.cost_usd / scale)
-    quality = Told(expected=_mean(target, believed)) if rated is None else _quality(rated)
-    usd = Told(expected=_mean(target, model_usd)) if billed is None else _scaled(billed, scale)
+    quality = Told() if rated is None else _quality(rated)
+    usd = Told() if billed is None else _scaled(billed, scale)
     against = None if name == AS_ROUTED else _against(rated, usd, traffic)
     return Row(name, quality, usd, against)
 

@@ -48,6 +48,9 @@ class _Decided:
         columns = [probabilities, _numbers(line["quality_mean"]), _numbers(line["cost_usd"]), strategy]
         if any(len(column) != len(candidates) for column in columns):
             raise ValueError("a decision has as many numbers as candidates")
+        for chances in (probabilities, strategy):
+            if min(chances) < 0 or abs(sum(chances) - 1.0) > 1e-6:
+                raise ValueError("probabilities are at least 0, and their sum is 1")
         if not probabilities[candidates.index(line["model"])] > 0:
             raise ValueError("what was chosen had a probability above 0")
         return cls(
@@ -161,7 +164,7 @@ class DecisionLogs:
         """As charged, or as all of its calls were billed; NaN where nobody knows."""
         charged = [usd for _, usd in sorted(self._charges.get(key, {}).values()) if usd is not None]
         billed = [usd for *_, usd in self._calls.get(key, ()) if usd is not None]
-        return float(charged[-1] if charged else sum(billed) if billed else np.nan)
+        return float(charged[-1] if charged else max(sum(billed), 0.0) if billed else np.nan)
 
     def _read(self, path: Path) -> None:
         self.files += 1
@@ -182,17 +185,22 @@ class DecisionLogs:
                 told = tuple(line[name] for name in ("status", "model", "latency_s", "cost_usd"))
                 self._calls.setdefault(key, set()).add(told)
             case "rating":
-                _later(self._ratings.setdefault(key, {}), line["source"], line["at"], line["quality"])
+                _later(self._ratings.setdefault(key, {}), line, line["quality"], most=1.0)
             case "charge":
-                _later(self._charges.setdefault(key, {}), line["source"], line["at"], line["cost_usd"])
+                _later(self._charges.setdefault(key, {}), line, line["cost_usd"], most=np.inf)
             case _:
                 raise ValueError("a line of a kind that is none of ours")
 
 
-def _later(given: dict[str, tuple[float, float | None]], source: str, at: float, value: float | None) -> None:
-    if not (value is None or value >= 0) or (source in given and given[source][0] > at):
-        return
-    given[source] = (at, value)
+def _later(
+    given: dict[str, tuple[float, float | None]], line: Mapping[str, Any], value: float | None, *, most: float
+) -> None:
+    """The value accepted last counts. ValueError for one that is none."""
+    if not (value is None or 0 <= value <= most):
+        raise ValueError(f"a value is from 0 to {most:g}")
+    source, at = line["source"], float(line["at"])
+    if source not in given or given[source][0] <= at:
+        given[source] = (at, value)
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:

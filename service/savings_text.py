@@ -52,7 +52,7 @@ def _figure(told: Told, scale: float) -> str:
     """Measured, or where nothing can be, ~ what was expected."""
     if told.value is not None:
         return f"{scale * told.value:.3f}" + (f" +- {scale * Z * told.se:.3f}" if told.se else "")
-    return "-" if told.n else f"~{scale * told.expected:.3f}"
+    return "-" if told.n or math.isnan(told.expected) else f"~{scale * told.expected:.3f}"
 
 
 def notes(read: Read, rows: Sequence[Row]) -> list[str]:
@@ -79,7 +79,7 @@ def notes(read: Read, rows: Sequence[Row]) -> list[str]:
         lines.append(
             "Some models' answers were rated more often than others': their ratings may not compare."
         )
-    if any(row.usd.n == 0 for row in rows):
+    if any(row.usd.n == 0 and math.isfinite(row.usd.expected) for row in rows):
         lines.append("~: expected by the router, and not measured: nothing was chosen so.")
     if any(row.usd.n and None in (row.usd.value, row.quality.value) for row in rows):
         lines.append("-: too few such choices were made to tell; a larger exploration_floor makes more.")
