@@ -91,6 +91,7 @@ NAMES: Final = (
 )
 VERSION: Final = "facts-1,tasks-1"
 DIMENSION: Final = len(NAMES)
+POINTING: Final = slice(1 + len(FACTS), DIMENSION - TASKS)  # the directions: what versions differ in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,9 +140,7 @@ def _vector(prompt: Prompt, version: FeatureVersion, directions: Vector | None) 
     x = np.zeros(DIMENSION)
     x[0] = 1.0
     x[1 : 1 + len(FACTS)] = _facts(prompt, text, lower)
-    x[1 + len(FACTS) : -TASKS] = (
-        words.mean_direction(lower, version.words) if directions is None else directions
-    )
+    x[POINTING] = words.mean_direction(lower, version.words) if directions is None else directions
     bucket = task_bucket(prompt)
     if bucket is not None:
         x[bucket - TASKS] = 1.0

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -278,21 +278,9 @@ class Replica:
             self.counters.bad_snapshots += 1
             return self._empty()  # the whole log again, if it still reaches back to its start
         if stored.features != self._features:
-            log.warning(
-                "%d ratings were of other features: they count no more, what calls took does", stored.rated
-            )
-            return replace(
-                stored,
-                features=self._features,
-                d=DIMENSION,
-                ratings={},
-                epoch=None,
-                as_of=0.0,
-                detectors={},
-                alarms=(),
-                cuts=(),
-            )
-        return stored
+            log.warning("%d ratings were of another version's features and count no more", stored.rated)
+            self._compared = stored.cursor  # what was published there is of the other version
+        return stored.for_features(self._features, DIMENSION)
 
     async def _save_snapshot(self, base: str) -> None:
         fresh = self.state.events + self.state.skipped - self._events_at_snapshot

@@ -16,7 +16,7 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 from operator import add, attrgetter, is_
 from types import MappingProxyType
@@ -68,6 +68,23 @@ class State:
     alarms: tuple[Alarm, ...] = ()
     cuts: tuple[Cut, ...] = ()
     entry_prices: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+
+    def for_features(self, features: bytes, d: int) -> "State":
+        """It where vectors are of that version: ratings of others count no more, what calls took does."""
+        if self.features == features:
+            return self
+        return replace(
+            self,
+            features=features,
+            d=d,
+            ratings=_EMPTY,
+            epoch=None,
+            as_of=0.0,
+            rated=0,
+            detectors=_EMPTY,
+            alarms=(),
+            cuts=(),
+        )
 
     def read_at(self) -> float:
         """Unix seconds from which ages are counted back: the point of the grid at or after `as_of`."""

@@ -85,7 +85,9 @@ class Metrics:
             "budget",
             "what",
         )
-        self._embedded = counter("embeddings", "Requests to the embedder, by what became of them.", "outcome")
+        self._embedded = counter(
+            "embeddings", "Decisions for which an embedder was wanted, by what became of it.", "outcome"
+        )
         self._events = self._gauge("events_folded", "Events in the posterior.", "livemax", "route")
 
     def called(self, decision_id: str, outcome: Outcome) -> None:
