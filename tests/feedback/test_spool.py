@@ -128,7 +128,7 @@ async def test_what_was_appended_is_pending_until_it_is_finished(tmp_path: Path)
     spool = await opened(tmp_path / "spool")
     first = await spool.append({"id": "a", "value": 0.1})
     second = await spool.append({"id": "b", "value": None})
-    assert spool.pending() == [first, second] == [Entry(1, {"id": "a", "value": 0.1}), second]
+    assert spool.pending() == [first, second] == [Entry.of(1, {"id": "a", "value": 0.1}), second]
     await spool.finish(first.sequence)
     await spool.finish(first.sequence)
     await spool.finish(999)
