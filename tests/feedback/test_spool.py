@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +138,20 @@ async def test_what_was_appended_is_pending_until_it_is_finished(tmp_path: Path)
     assert await reopened_ids(tmp_path / "spool") == ["b"]
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "spool" / "w.spool").stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_is_pending_takes_little_more_memory_than_room_in_the_file(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    await spool.append({"id": "first"})
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            await spool.append({"id": f"rt-{number:040d}", "value": number / 300, "record": "r" * 270})
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.6 * (tmp_path / "w.spool").stat().st_size
+    await spool.close()
 
 
 async def test_payloads_come_back_as_they_were(tmp_path: Path) -> None:
