@@ -34,7 +34,6 @@ SNAPSHOT_EVENTS: Final = 1000
 SNAPSHOT_S: Final = 60.0
 TOKENS_REMEMBERED: Final = 4096
 MARKS_READ_BACK: Final = 5_000  # entries before the snapshot that a start reads for their marks
-STATES_REMEMBERED: Final = 8
 ANSWERS_PER_MINUTE: Final = (
     6  # to alarms of one route: whatever goes wrong, not everything is forgotten at once
 )
@@ -84,7 +83,10 @@ class Replica:
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
         self._remembered = Remembered()
         self._seed: str | None = None  # where the log began, as of the last poll
-        self._past: deque[State] = deque(maxlen=STATES_REMEMBERED)
+        self._at_snapshot = (
+            "",
+            "",
+        )  # cursor and digest of the state where another replica's was published last
         self._compared = ""
         self._posterior_due = clock() + POSTERIOR_S
         self._patience_s, self._empty_since = patience_s, float("inf")
@@ -164,7 +166,7 @@ class Replica:
             self.state = fold_all(self.state, [(entry.token, entry.data) for entry in part])
             self._remember(part)
             if part[-1].token == tail.snapshot:
-                self._past.append(self.state)
+                self._at_snapshot = self.state.cursor, self.state.digest()
             if len(tail.entries) > BATCH:
                 await asyncio.sleep(0)  # requests go on meanwhile
 
@@ -178,10 +180,12 @@ class Replica:
         if not tail.digest or not tail.snapshot or tail.snapshot == self._compared:
             return
         self._compared = tail.snapshot
-        ours = next((s for s in (self.state, *self._past) if s.cursor == tail.snapshot), None)
-        if ours is None:
+        cursor, digest = self._at_snapshot
+        if self.state.cursor == tail.snapshot:
+            digest = self.state.digest()
+        elif cursor != tail.snapshot:
             return
-        if ours.digest() == tail.digest:
+        if digest == tail.digest:
             self.counters.digests_confirmed += 1
         else:
             self.counters.digests_differing += 1
