@@ -196,8 +196,10 @@ class Replica:
     async def _believe(self) -> None:
         """The posterior of what is known now and its draws, made arm by arm: requests go on between."""
         state, model = self.state, self.model
-        for _ in model.steps(state.ratings_per_arm(self._reader), state.d, state.entry_prices):
-            await asyncio.sleep(0)
+        told = state.ratings_per_arm(self._reader), state.d, state.entry_prices
+        if not self._reader.is_made(model, *told):
+            for _ in model.steps(*told):
+                await asyncio.sleep(0)
         posterior = state.posterior(model, self._reader)
         for _ in posterior.quality.steps():
             await asyncio.sleep(0)
