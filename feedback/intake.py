@@ -20,7 +20,7 @@ from feedback.recorder import Recorder
 from feedback.records import prefix_bytes
 from feedback.replica import History, Replica
 from feedback.spool import Entry, Spool, SpoolError
-from feedback.store import Answer, Feedback, Log, Settled, StoreError
+from feedback.store import Answer, Feedback, Log, Settled, StoreError, stream_id
 
 log = logging.getLogger(__name__)
 RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
@@ -80,11 +80,13 @@ class _Tracked:
 
 
 class _Settled(NamedTuple):
-    """A feedback that was read back, at settled_at: what it said is in the spool alone, since many are held for long."""
+    """A feedback that was read back, at settled_at: what it said is in the spool alone, since many are held for long.
+    stream_id: of its entry in the log.
+    """
 
     sequence: int
     scope: str
-    token: str
+    stream_id: str
     settled_at: float
 
 
@@ -238,7 +240,7 @@ class Intake:
         for tracked in [t for t in self._unsettled.values() if t.scope == scope and t.token]:
             if replica.has_seen(tracked.token):
                 del self._unsettled[tracked.sequence]
-                self._settled.append(_Settled(tracked.sequence, scope, tracked.token, now))
+                self._settled.append(_Settled(tracked.sequence, scope, stream_id(tracked.token), now))
             elif tracked.sequence in sent or replica.has_passed(tracked.token):
                 tracked.token = ""
         self._queued_ids = self._decisions_queued()
@@ -256,7 +258,7 @@ class Intake:
     async def _history_changed(self, scope: str) -> None:
         replica = self._routes[scope].replica
         ours = [settled for settled in self._settled if settled.scope == scope]
-        sent = [_tracked(self._spool.entry(settled.sequence), settled.token) for settled in ours]
+        sent = [_tracked(self._spool.entry(settled.sequence), settled.stream_id) for settled in ours]
         sent += [t for t in self._unsettled.values() if t.scope == scope and t.token]
         self._settled = deque(settled for settled in self._settled if settled.scope != scope)
         for tracked in sent:

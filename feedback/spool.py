@@ -39,9 +39,7 @@ class SpoolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One accepted feedback. sequence: its number within this process. frame: the bytes that stand for it in the file, the
-    smallest form to hold thousands in.
-    """
+    """One accepted feedback. sequence: its number within this process. frame: the bytes that stand for it in the file."""
 
     sequence: int
     frame: bytes
@@ -73,7 +71,7 @@ class Spool:
         """Use `open`."""
         self._file, self._disk = file, disk
         self._dead_letters = _DeadLetters(file.path.parent / DEAD_LETTERS, file.clock)
-        self._pending = {entry.sequence: entry for entry in entries}
+        self._pending = {entry.sequence: _held(entry) for entry in entries}
         self._sequence = max(self._pending, default=0)
         self._entries_in_file = len(self._pending)  # at least
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
@@ -113,11 +111,11 @@ class Spool:
 
     def pending(self) -> list[Entry]:
         """What is on disk and not finished, oldest first."""
-        return list(self._pending.values())
+        return [self.entry(sequence) for sequence in self._pending]
 
     def entry(self, sequence: int) -> Entry:
         """One that is pending, with what was said of it last."""
-        return self._pending[sequence]
+        return Entry(sequence, zlib.decompress(self._pending[sequence]))
 
     def dead_letters(self) -> int:
         """How many entries were buried in this folder, by any worker."""
@@ -143,9 +141,10 @@ class Spool:
         the machine; where the disk does not take it the entry stays as it was acknowledged.
         """
         if sequence in self._pending and not self._closed:
-            self._pending[sequence] = Entry.of(sequence, payload)
+            entry = Entry.of(sequence, payload)
+            self._pending[sequence] = _held(entry)
             written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._marks.append(self._pending[sequence].frame)
+            self._marks.append(entry.frame)
             self._amended.append(written)
             self._wake()
             await written
@@ -210,7 +209,7 @@ class Spool:
                     done.set_result(None)
         self._entries_in_file += len(batch)
         for entry, written in batch:
-            self._pending[entry.sequence] = entry
+            self._pending[entry.sequence] = _held(entry)
             if not written.cancelled():
                 written.set_result(None)
 
@@ -220,16 +219,16 @@ class Spool:
         return large and self._entries_in_file >= 2 * len(self._pending)
 
     async def _rewrite(self) -> None:
-        entries = self.pending()
+        held = list(self._pending.values())
         what = f"the spool {self._file.path} cannot be made smaller"
         try:
-            await _in_thread(self._disk, what, self._file.rewrite, entries)
+            await _in_thread(self._disk, what, self._file.rewrite, map(zlib.decompress, held))
         except SpoolError as error:
             log.warning("%s", error)
             self._rewrite_above_bytes = self._file.length + REWRITE_ABOVE_BYTES
         else:
             self._rewrite_above_bytes = REWRITE_ABOVE_BYTES
-            self._entries_in_file = len(entries)
+            self._entries_in_file = len(held)
 
 
 async def _in_thread(disk: Executor, what: str, work: Callable[..., T], *arguments: Any) -> T:
@@ -269,22 +268,22 @@ class _File:
         if os.fstat(self._descriptor).st_size > self.length:
             os.ftruncate(self._descriptor, self.length)
 
-    def rewrite(self, entries: Iterable[Entry]) -> None:
-        """Put a file that holds these entries alone in the place of the present one, which stays whole if that fails."""
-        frames = b"".join(entry.frame for entry in entries)
+    def rewrite(self, frames: Iterable[bytes]) -> None:
+        """Put a file that holds these frames alone in the place of the present one, which stays whole if that fails."""
+        data = b"".join(frames)
         draft = self.path.with_suffix(".draft")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             # Locked before it has the name: there is no moment at which the file looks abandoned.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(descriptor, frames, 0)
+            _write(descriptor, data, 0)
             self._sync(descriptor)
             draft.replace(self.path)
         except OSError:
             os.close(descriptor)
             raise
         os.close(self._descriptor)
-        self._descriptor, self.length = descriptor, len(frames)
+        self._descriptor, self.length = descriptor, len(data)
         _sync_folder(self.path.parent)
 
     def close(self, remove: bool) -> None:
@@ -425,6 +424,11 @@ def _body_at(data: bytes, offset: int) -> bytes | None:
         return None
     body = data[start : start + length]
     return body if zlib.crc32(body) == crc else None
+
+
+def _held(entry: Entry) -> bytes:
+    """Its frame as it is kept in memory: thousands are, for ten minutes each, and are hardly ever asked for again."""
+    return zlib.compress(entry.frame, 1)
 
 
 def _frame(record: Mapping[str, Any]) -> bytes:
