@@ -347,7 +347,7 @@ async def test_the_marks_of_what_a_log_holds_survive_a_restart_and_another_loss(
 async def test_what_is_older_than_the_marks_is_not_sent_again(
     route: Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedback.replica.MARKS_REMEMBERED", 4)
+    monkeypatch.setattr("feedback.remembered.FIELDS_REMEMBERED", 4)
     replica = await route.running()
     await route.rate(4)
     await replica.poll()
