@@ -26,8 +26,8 @@ from service.calls import Shell
 from service.chat import PATH, ChatRoute, Receive, Scope
 from service.client_reply import REQUEST_ID, Message, Send, request_id_of
 from service.decisions import PREVIEW_PATH, decisions_router, own_route
+from service.embedder import embedder_of
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
-from service.home import embedder_of
 from service.metrics import Metrics
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline

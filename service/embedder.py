@@ -16,7 +16,8 @@ import orjson
 from bandit.features import excerpt
 from bandit.types import Vector
 from service.breaker import Breaker
-from service.settings import EmbedderSettings
+from service.calls import Shell
+from service.settings import EmbedderSettings, Settings
 from service.upstream import Upstream, UpstreamError
 
 How = Literal["embedded", "timeout", "failed", "resting", "no_text"]
@@ -137,3 +138,12 @@ class Embedder:
             log.warning("the embedder %s: %s; words guess where requests point", self._url, why)
             self._tell_from_s = now_s + TOLD_EVERY_S
         return Pointed(None, how)
+
+
+def embedder_of(
+    settings: Settings, shell: Shell, told: Callable[[How], object] = lambda _: None
+) -> Embedder | None:
+    """told: hears what became of each request to it."""
+    if settings.embedder is None:
+        return None
+    return Embedder(settings.embedder, shell.upstream, now_s=lambda: shell.ticks() * 1e-9, told=told)
