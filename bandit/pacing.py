@@ -68,13 +68,22 @@ class Pacer:
         return QualityUnderBudget(predicted_usd, self.dual, predicted_usd * max(1.0, 1.0 + self.credit))
 
     def decided(
-        self, decision_id: str, chosen: str, candidates: Sequence[Arm], quality: Vector, cost_usd: Vector
+        self,
+        decision_id: str,
+        chosen: str,
+        candidates: Sequence[Arm],
+        quality: Vector,
+        cost_usd: Vector,
+        typical: Vector | None = None,
     ) -> None:
-        """After a decision: its expected cost is charged, once. quality, cost_usd (K,): expected, of each candidate."""
+        """After a decision: its expected cost is charged, once. quality, cost_usd (K,): expected, of each candidate.
+        typical (K,): its expected quality over all traffic; None: what is believed of it never changes.
+        """
         if decision_id in self._unsettled:
             return
         expected = float(cost_usd[[arm.name for arm in candidates].index(chosen)])
-        self._offers.add(self.requests, candidates, quality, cost_usd)
+        typical = np.zeros(len(quality)) if typical is None else typical
+        self._offers.add(self.requests, candidates, quality, cost_usd, typical)
         self._unsettled[decision_id] = (expected, expected * self.ratio)
         if len(self._unsettled) > UNSETTLED_MAX:
             self._unsettled.popitem(last=False)
@@ -137,26 +146,33 @@ def solved_dual(quality: Matrix, cost: Matrix, target: float, *, near: float = 1
 
 
 class _Offers:
-    """What the last M requests offered: expected quality and cost by arm, in two rings with a column for each arm."""
+    """What the last M requests offered: expected quality and cost by arm, in two rings with a column for each arm.
+
+    Quality is kept as what it was beyond the arm's typical one, to which today's is added: what was learned since counts.
+    """
 
     def __init__(self) -> None:
         self._columns: dict[str, int] = {}
         self._last_seen: dict[str, int] = {}
         self._prices: dict[str, float] = {}
-        self._quality, self._cost_usd = np.full((WINDOW, 0), -np.inf), np.zeros((WINDOW, 0))
+        self._beyond, self._cost_usd = np.full((WINDOW, 0), -np.inf), np.zeros((WINDOW, 0))
+        self._typical = np.zeros(0)
 
-    def add(self, request: int, arms: Sequence[Arm], quality: Vector, cost_usd: Vector) -> None:
+    def add(
+        self, request: int, arms: Sequence[Arm], quality: Vector, cost_usd: Vector, typical: Vector
+    ) -> None:
         for arm in arms:
             self._welcome(arm)
             self._last_seen[arm.name] = request
         row, columns = request % WINDOW, [self._columns[arm.name] for arm in arms]
-        self._quality[row], self._cost_usd[row] = -np.inf, 0.0
-        self._quality[row, columns], self._cost_usd[row, columns] = quality, cost_usd
+        self._beyond[row], self._cost_usd[row] = -np.inf, 0.0
+        self._beyond[row, columns], self._cost_usd[row, columns] = quality - typical, cost_usd
+        self._typical[columns] = typical
 
     def present(self, requests: int) -> tuple[Matrix, Matrix]:
         """(quality, cost in USD) (M, K) over the arms that are still offered; rows that offered none of them are left out."""
         columns = [k for name, k in self._columns.items() if requests - self._last_seen[name] <= PRESENT]
-        quality = self._quality[: min(requests, WINDOW), columns]
+        quality = self._beyond[: min(requests, WINDOW), columns] + self._typical[columns]
         cost_usd = self._cost_usd[: min(requests, WINDOW), columns]
         some = np.isfinite(quality).any(axis=1)
         return quality[some], cost_usd[some]
@@ -165,8 +181,9 @@ class _Offers:
         """A column for an arm that is new; costs at today's price for one whose price has changed."""
         price = arm.cost_usd(*TYPICAL_TOKENS)
         if arm.name not in self._columns:
-            self._columns[arm.name] = self._quality.shape[1]
-            self._quality = np.column_stack([self._quality, np.full(WINDOW, -np.inf)])
+            self._columns[arm.name] = len(self._typical)
+            self._typical = np.append(self._typical, 0.0)
+            self._beyond = np.column_stack([self._beyond, np.full(WINDOW, -np.inf)])
             self._cost_usd = np.column_stack([self._cost_usd, np.zeros(WINDOW)])
         elif price != self._prices[arm.name]:
             column = self._cost_usd[:, self._columns[arm.name]]
