@@ -1,18 +1,21 @@
 """Pacing: the best quality within B USD per request on average, over a stream without end whose costs settle late.
 
-    lambda = argmin_{l >= 0}  l (1 + credit / H) + mean_i max_a (m_ia - l c_ia / B)      i: the last M requests
-    credit <- min(credit + 1 - c / B, CREDIT_MAX)                                        in units of B
+    lambda = argmin_{l >= 0}  l (1 + (credit - RESERVE) / H) + mean_i max_a (m_ia - l c_ia / B)   i: the last M requests
+    credit <- min(credit + 1 - c / B, CREDIT_MAX)                                                 in units of B
     arm a may be called iff c_a / B <= max(1, 1 + credit), or it is the cheapest
 
-m_ia, c_ia are the expected quality and cost of arm a for request i. The dual problem is convex and piecewise linear in one
-number, so it is solved anew every R requests instead of followed with a learning rate: nothing to tune over a 500-fold
-range of prices, and a new price acts at once. (Agrawal, Devanur, Linear contextual bandits with knapsacks, NIPS 2016;
-Balseiro, Lu, Mirrokni, arXiv 2011.10124.)
+m_ia, c_ia are the expected quality and cost of arm a for request i, both as of today: costs at today's price, and quality as
+what was expected of it beyond the arm's typical quality then, plus the typical quality that is expected now. (As it was
+expected then, a model that recovers leaves the dual too high, and money unspent, for M requests.) The dual problem is convex
+and piecewise linear in one number, so it is solved anew every R requests instead of followed with a learning rate: nothing
+to tune over a 500-fold range of prices, and a new price or belief acts at once. (Agrawal, Devanur, Linear contextual bandits
+with knapsacks, NIPS 2016; Balseiro, Lu, Mirrokni, arXiv 2011.10124.)
 
 The credit is the guard. Where costs are predicted rightly and the cheapest arm costs at most B it never falls below 0: n
 requests cost at most n B from the start, and (n + CREDIT_MAX) B in any window. What a prediction missed is corrected when
-the call's cost is known, and is paid back by the dual, which aims at a spend of 1 + credit / H; predictions that are wrong
-on the whole are multiplied by the ratio of real to predicted cost over the last calls.
+the call's cost is known, and is paid back by the dual, which steers the credit to RESERVE: enough for a dear call, and little
+to spend at once when a time in which nothing was worth its price is over. Predictions that are wrong on the whole are
+multiplied by the ratio of real to predicted cost over the last calls.
 """
 
 import math
@@ -28,9 +31,9 @@ from bandit.types import Matrix, Vector
 
 WINDOW: Final = 512  # M
 EVERY: Final = 16  # R
-CREDIT_HORIZON: Final = 1000.0  # H where there is credit: requests over which it is spent
-DEBT_HORIZON: Final = 150.0  # H where there is debt: requests over which it is paid back
-CREDIT_MAX: Final = 150.0  # requests' worth of budget that may be saved up
+HORIZON: Final = 150.0  # H: requests over which credit returns to its reserve
+RESERVE: Final = 20.0  # requests' worth of budget
+CREDIT_MAX: Final = 60.0  # requests' worth of budget that may be saved up
 RATIO_REQUESTS: Final = 300.0  # over how many requests predicted and real costs are compared
 RATIO_PSEUDO: Final = 30.0  # requests' worth of budget that hold their ratio at 1
 PRESENT: Final = 64  # an arm that was no candidate of so many requests in a row is gone
@@ -107,13 +110,12 @@ class Pacer:
 
     def _credit(self, units: float) -> None:
         """Debt beyond its horizon is forgiven: from there on only the cheapest arm is called anyway."""
-        self.credit = max(min(self.credit + units, CREDIT_MAX), -DEBT_HORIZON)
+        self.credit = max(min(self.credit + units, CREDIT_MAX), -HORIZON)
 
     def _solve(self) -> None:
         quality, cost_usd = self._offers.present(self.requests)
         cost = cost_usd * (self.ratio / self.usd_per_request)
-        target = 1.0 + self.credit / (CREDIT_HORIZON if self.credit > 0 else DEBT_HORIZON)
-        self.dual = solved_dual(quality, cost, target, near=self.dual)
+        self.dual = solved_dual(quality, cost, 1.0 + (self.credit - RESERVE) / HORIZON, near=self.dual)
 
 
 def solved_dual(quality: Matrix, cost: Matrix, target: float, *, near: float = 1.0) -> float:
