@@ -2,7 +2,7 @@
 
     lambda = argmin_{l >= 0}  l (1 + (credit - RESERVE) / H) + mean_i max_a (m_ia - l c_ia / B)   i: the last M requests
     credit <- min(credit + 1 - c / B, CREDIT_MAX)                                                 in units of B
-    arm a may be called iff c_a / B <= max(1, 1 + credit), or it is the cheapest
+    arm a may be called iff c_a / B <= max(1, (1 + credit) / 2), or it is the cheapest
 
 m_ia, c_ia are the expected quality and cost of arm a for request i, both as of today: costs at today's price, and quality as
 what was expected of it beyond the arm's typical quality then, plus the typical quality that is expected now. (As it was
@@ -12,7 +12,8 @@ to tune over a 500-fold range of prices, and a new price or belief acts at once.
 with knapsacks, NIPS 2016; Balseiro, Lu, Mirrokni, arXiv 2011.10124.)
 
 The credit is the guard. Where costs are predicted rightly and the cheapest arm costs at most B it never falls below 0: n
-requests cost at most n B from the start, and (n + CREDIT_MAX) B in any window. What a prediction missed is corrected when
+requests cost at most n B from the start, and (n + CREDIT_MAX) B in any window. A dear call may take half of it, for it may
+well cost twice what is expected. What a prediction missed is corrected when
 the call's cost is known, and is paid back by the dual, which steers the credit to RESERVE: enough for a dear call, and little
 to spend at once when a time in which nothing was worth its price is over. Predictions that are wrong on the whole are
 multiplied by the ratio of real to predicted cost over the last calls.
@@ -34,8 +35,10 @@ EVERY: Final = 16  # R
 HORIZON: Final = 150.0  # H: requests over which credit returns to its reserve
 RESERVE: Final = 20.0  # requests' worth of budget
 CREDIT_MAX: Final = 60.0  # requests' worth of budget that may be saved up
+CALL_SHARE: Final = 0.5  # of the credit that one call beyond the budget may be expected to take
 RATIO_REQUESTS: Final = 300.0  # over how many requests predicted and real costs are compared
 RATIO_PSEUDO: Final = 30.0  # requests' worth of budget that hold their ratio at 1
+PRICE_JUMP: Final = 1.5  # a price that changed by such a factor is solved for at once
 PRESENT: Final = 64  # an arm that was no candidate of so many requests in a row is gone
 UNSETTLED_MAX: Final = 20_000  # decisions whose real cost may still come
 BISECTIONS: Final = 30
@@ -68,7 +71,8 @@ class Pacer:
     def objective(self) -> QualityUnderBudget:
         """What the next decision is to aim at; its costs are as predicted, so the budget is divided by the ratio."""
         predicted_usd = self.usd_per_request / self.ratio
-        return QualityUnderBudget(predicted_usd, self.dual, predicted_usd * max(1.0, 1.0 + self.credit))
+        allowance_usd = predicted_usd * max(1.0, CALL_SHARE * (1.0 + self.credit))
+        return QualityUnderBudget(predicted_usd, self.dual, allowance_usd)
 
     def decided(
         self,
@@ -86,13 +90,13 @@ class Pacer:
             return
         expected = float(cost_usd[[arm.name for arm in candidates].index(chosen)])
         typical = np.zeros(len(quality)) if typical is None else typical
-        self._offers.add(self.requests, candidates, quality, cost_usd, typical)
+        news = self._offers.add(self.requests, candidates, quality, cost_usd, typical)
         self._unsettled[decision_id] = (expected, expected * self.ratio)
         if len(self._unsettled) > UNSETTLED_MAX:
             self._unsettled.popitem(last=False)
         self._credit(1.0 - expected * self.ratio / self.usd_per_request)
         self.requests += 1
-        if self.requests < EVERY or self.requests % EVERY == 0:  # at first every request counts
+        if news or self.requests < EVERY or self.requests % EVERY == 0:  # at first every request counts
             self._solve()
 
     def settled(self, decision_id: str, cost_usd: float) -> None:
@@ -162,14 +166,17 @@ class _Offers:
 
     def add(
         self, request: int, arms: Sequence[Arm], quality: Vector, cost_usd: Vector, typical: Vector
-    ) -> None:
+    ) -> bool:
+        """Whether an arm is new or its price another."""
+        news = False
         for arm in arms:
-            self._welcome(arm)
+            news |= self._welcome(arm)
             self._last_seen[arm.name] = request
         row, columns = request % WINDOW, [self._columns[arm.name] for arm in arms]
         self._beyond[row], self._cost_usd[row] = -np.inf, 0.0
         self._beyond[row, columns], self._cost_usd[row, columns] = quality - typical, cost_usd
         self._typical[columns] = typical
+        return news
 
     def present(self, requests: int) -> tuple[Matrix, Matrix]:
         """(quality, cost in USD) (M, K) over the arms that are still offered; rows that offered none of them are left out."""
@@ -179,16 +186,19 @@ class _Offers:
         some = np.isfinite(quality).any(axis=1)
         return quality[some], cost_usd[some]
 
-    def _welcome(self, arm: Arm) -> None:
-        """A column for an arm that is new; costs at today's price for one whose price has changed."""
+    def _welcome(self, arm: Arm) -> bool:
+        """A column for an arm that is new; costs at today's price for one whose price has changed. Whether it is new, or its
+        price far from what it was.
+        """
         price = arm.cost_usd(*TYPICAL_TOKENS)
-        if arm.name not in self._columns:
+        before = self._prices.get(arm.name)
+        self._prices[arm.name] = price
+        if before is None:
             self._columns[arm.name] = len(self._typical)
             self._typical = np.append(self._typical, 0.0)
             self._beyond = np.column_stack([self._beyond, np.full(WINDOW, -np.inf)])
             self._cost_usd = np.column_stack([self._cost_usd, np.zeros(WINDOW)])
-        elif price != self._prices[arm.name]:
-            column = self._cost_usd[:, self._columns[arm.name]]
-            before = self._prices[arm.name]
-            column *= price / before if before > 0 else 0.0
-        self._prices[arm.name] = price
+            return True
+        if price != before:
+            self._cost_usd[:, self._columns[arm.name]] *= price / before if before > 0 else 0.0
+        return not before / PRICE_JUMP <= price <= before * PRICE_JUMP
