@@ -301,16 +301,40 @@ def test_decisions_that_never_settle_are_forgotten_and_their_expected_cost_stand
     assert pacer.credit == pytest.approx(credit + 1.0)
 
 
-def test_only_what_the_credit_covers_may_be_called_and_the_cheapest_always():
+def test_only_what_half_of_the_credit_covers_may_be_called_and_the_cheapest_always():
     pacer = Pacer(0.01)
     cost_usd = np.array([0.02, 0.011, 0.03])
     objective = pacer.objective()
     assert objective.affordable(cost_usd).tolist() == [False, True, False]
     assert objective.utility(np.ones((2, 3)), cost_usd, 0)[:, [0, 2]].tolist() == [[-math.inf] * 2] * 2
-    for i in range(3):
+    for i in range(4):
         pacer.decided(f"rt-{i}", "small", ARMS, np.ones(3), np.array([0.001, 0.011, 0.03]))
-    assert pacer.credit == pytest.approx(2.7)
+    assert pacer.credit == pytest.approx(3.6)
+    assert pacer.objective().affordable(cost_usd).tolist() == [True, True, False]
+    for i in range(4, 6):
+        pacer.decided(f"rt-{i}", "small", ARMS, np.ones(3), np.array([0.001, 0.011, 0.03]))
     assert pacer.objective().affordable(cost_usd).tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("factor", "at_once"), [(60.0, True), (1 / 60, True), (1.2, False), (1 / 1.2, False)]
+)
+def test_a_price_that_jumps_is_solved_for_at_once_and_a_small_change_with_the_next_solution(factor, at_once):
+    """A conversation's own price, lower by what is cached, must not cost a solution at each request."""
+    quality, cost_usd = requests(200)
+    pacer = Pacer(0.0005)
+    for i in range(10 * EVERY):
+        pacer.decided(f"rt-{i}", "small", ARMS, quality[i], cost_usd[i])
+    before, dear = pacer.dual, ARMS[2]
+    arms = (
+        *ARMS[:2],
+        Arm("large", dear.price_usd_per_mtok_in * factor, dear.price_usd_per_mtok_out * factor),
+    )
+    pacer.decided("next", "small", arms, quality[170], cost_usd[170] * np.array([1, 1, factor]))
+    assert (pacer.dual != before) == at_once
+    for i in range(EVERY):
+        pacer.decided(f"later-{i}", "small", arms, quality[i], cost_usd[i] * np.array([1, 1, factor]))
+    assert pacer.dual != before
 
 
 def test_a_withdrawn_arm_stops_counting_and_a_new_one_counts_at_once():
