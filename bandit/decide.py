@@ -14,11 +14,11 @@ from bandit.types import Context, Vector
 class Decision:
     """What was decided, wide enough to learn from it and to evaluate other policies on it later.
 
-    candidates, probabilities, quality_mean, quality_sd, cost_usd and utility (K,) belong together; chosen is a place among
-    them, of a probability above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of the
-    draws of it); cost_usd: expected; utility: what that is worth together. noise_variance: of a rating about its
-    expectation. token: position in the log whose posterior decided. strategy (K,): of a ramped policy, the probabilities
-    with which its own policy would have chosen.
+    candidates, probabilities, quality_mean, quality_sd, typical, cost_usd and utility (K,) belong together; chosen is a place
+    among them, of a probability above 0. quality_mean, quality_sd: what was expected of each candidate, and how surely (sd of
+    the draws of it); typical: what over all traffic; cost_usd: expected; utility: what that is worth together. noise_variance:
+    of a rating about its expectation. token: position in the log whose posterior decided. strategy (K,):
+    of a ramped policy, the probabilities with which its own policy would have chosen.
     """
 
     decision_id: str
@@ -29,6 +29,7 @@ class Decision:
     token: str
     quality_mean: Vector
     quality_sd: Vector
+    typical: Vector
     cost_usd: Vector
     utility: Vector
     noise_variance: float
@@ -65,6 +66,7 @@ def decide(
         token=posterior.token,
         quality_mean=belief.quality.mean,
         quality_sd=belief.quality.sd(),
+        typical=belief.typical,
         cost_usd=belief.cost_usd,
         utility=policy.utility(belief),
         noise_variance=belief.noise_variance,

@@ -60,7 +60,7 @@ class Projection:
         """(DIRECTIONS,) of an embedder's vector. Raises ValueError for one that is none, or another embedder's."""
         try:
             vector = np.asarray(embedding, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("an embedding should be a list of numbers") from None
         if vector.shape != self.centre.shape:
             raise ValueError(
@@ -75,7 +75,7 @@ class Projection:
         return directions
 
     def to_json(self) -> str:
-        arrays = {name: b64encode(getattr(self, name).tobytes()).decode() for name in _SHAPES}
+        arrays = {name: b64encode(getattr(self, name).astype("<f4").tobytes()).decode() for name in _SHAPES}
         return json.dumps({"version": FORMAT, "model": self.model, **arrays}) + "\n"
 
 

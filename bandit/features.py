@@ -29,42 +29,17 @@ from bandit.words import WordTable
 
 READ_CHARS: Final = 4000  # a longer message is read at its head and tail only: cost stays bounded
 LARGEST: Final = 4.0  # facts saturate here, lest one text without spaces outweigh a thousand others
+_LOWEST, _HIGHEST = np.array(-LARGEST), np.array(LARGEST)
 CHARS_PER_TOKEN: Final = 4  # the usual rule of thumb for English; learned counts correct it (bandit.cost)
 
-_CODE_MARKS = (
-    "```",
-    "def ",
-    "return",
-    "import ",
-    "function",
-    "class ",
-    "();",
-    "assert ",
-    "#include",
-    "python",
-)
+_CODE_WORDS: Final = ("def ", "return", "import ", "function", "class ", "assert ", "python")
+_CODE_SIGNS: Final = (
+    ("`", "```"),
+    (";", "();"),
+    ("#", "#include"),
+)  # sought only where their rarest character is
 _MATH_MARKS: Final = b"$\\^=+*%"
 _DIGITS: Final = b"0123456789"
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """The text facts of one message, before scaling."""
-
-    text: str
-    lower: str
-    ascii: bytes
-
-    def length(self) -> float:
-        return (math.log1p(len(self.text)) - 5.5) / 1.2
-
-    def count(self, marks: bytes) -> int:
-        """How many of the text's characters are among these."""
-        return len(self.ascii) - len(self.ascii.translate(None, marks))
-
-    def share(self, count: int, typical: float) -> float:
-        """Occurrences per character, against a typical rate; saturates at 3."""
-        return min(count / (len(self.text) + 20) / typical, 3.0)
 
 
 TASKS: Final = 32
@@ -91,6 +66,7 @@ NAMES: Final = (
 )
 VERSION: Final = "facts-1,tasks-1"
 DIMENSION: Final = len(NAMES)
+POINTING: Final = slice(1 + len(FACTS), DIMENSION - TASKS)  # the directions: what versions differ in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,33 +115,43 @@ def _vector(prompt: Prompt, version: FeatureVersion, directions: Vector | None) 
     x = np.zeros(DIMENSION)
     x[0] = 1.0
     x[1 : 1 + len(FACTS)] = _facts(prompt, text, lower)
-    x[1 + len(FACTS) : -TASKS] = (
-        words.mean_direction(lower, version.words) if directions is None else directions
-    )
+    x[POINTING] = words.mean_direction(lower, version.words) if directions is None else directions
     bucket = task_bucket(prompt)
     if bucket is not None:
         x[bucket - TASKS] = 1.0
-    return np.minimum(np.maximum(x, -LARGEST), LARGEST).astype(np.float16).astype(np.float64)
+    return x.clip(_LOWEST, _HIGHEST).astype(np.float16).astype(np.float64)
 
 
 def _facts(prompt: Prompt, text: str, lower: str) -> tuple[float, ...]:
-    facts = _Facts(text, lower, text.encode("ascii", "ignore"))
-    spaced, choices = spaced_and_choices(text, facts.ascii)
+    raw = text.encode("ascii", "ignore")
+    spaced, choices = spaced_and_choices(text, raw)
+    chars = len(text)
     return (
-        facts.length(),
-        facts.share(facts.count(_DIGITS), 0.05),
+        (math.log1p(chars) - 5.5) / 1.2,
+        _share(len(raw) - len(raw.translate(None, _DIGITS)), chars, 0.05),
         min(choices, 4) / 4,
-        min(sum(map(lower.count, _CODE_MARKS)), 4) / 4,
-        facts.share(facts.count(_MATH_MARKS), 0.03),
-        facts.share(len(text) - len(facts.ascii), 0.05),
-        facts.share(text.count("\n"), 0.02),
-        (len(text) / (spaced or 1) - 6.0) / 2.0,
+        min(_code_marks(lower), 4) / 4,
+        _share(len(raw) - len(raw.translate(None, _MATH_MARKS)), chars, 0.03),
+        _share(chars - len(raw), chars, 0.05),
+        _share(raw.count(b"\n"), chars, 0.02),
+        (chars / (spaced or 1) - 6.0) / 2.0,
         1.0 if text.rstrip().endswith("?") else 0.0,
         math.log(prompt.turns),
         math.log1p(len(prompt.system)) / 6,
         float(prompt.tools),
         float(prompt.images),
     )
+
+
+def _share(count: int, chars: int, typical: float) -> float:
+    """Occurrences per character, against a typical rate; saturates at 3."""
+    return min(count / (chars + 20) / typical, 3.0)
+
+
+def _code_marks(lower: str) -> int:
+    """How many marks of code a text in lower case has."""
+    signs = sum(lower.count(mark) for sign, mark in _CODE_SIGNS if sign in lower)
+    return signs + sum(map(lower.count, _CODE_WORDS))
 
 
 def excerpt(text: str) -> str:

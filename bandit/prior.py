@@ -92,7 +92,7 @@ class QualityPrior:
                 variances[k, 0] = 1.0 / arm.expected_quality_ratings
         return ArmPriors(means, 1.0 / variances)
 
-    def with_other(self, columns: Sequence[int], features: bytes) -> "QualityPrior":
+    def with_other(self, columns: slice, features: bytes) -> "QualityPrior":
         """For vectors whose `columns` mean something else, of mean 0 and variance 1: nothing is expected of these but that they
         vary as they did, and a usual request is worth what it was.
         """

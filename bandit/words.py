@@ -24,6 +24,9 @@ from bandit.types import Vector
 READ_CHARS: Final = 1200  # of a text's head and as many of its tail: cost stays bounded
 KNOWN_MAX: Final = 20_000  # words whose rows are remembered
 KNOWN_CHARS: Final = 24  # the longest of them
+MANY_ROWS: Final = (
+    256  # that einsum, which takes longer to begin, adds up sooner, one after another all the same
+)
 SIGNS_MAX: Final = 10  # different signs in a text up to which setting them apart one by one beats a pattern
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ASCII_WORD = re.compile(r"[a-z0-9_]+|[^\sa-z0-9_]")  # the same in a text of ASCII in lower case
@@ -58,7 +61,9 @@ def mean_direction(lower: str, table: WordTable = SHIPPED) -> Vector:
     rows = np.frombuffer(b"".join(map(_ROWS.__getitem__, words_of(lower))), np.intp)
     if not len(rows):
         return table.offset
-    direction: Vector = np.add.reduce(table.rows.take(rows, axis=0), axis=0) / len(rows) + table.offset
+    taken = table.rows.take(rows, axis=0)
+    total = np.einsum("ij->j", taken) if len(rows) > MANY_ROWS else np.add.reduce(taken, axis=0)
+    direction: Vector = total / len(rows) + table.offset
     return direction
 
 

@@ -34,9 +34,12 @@ async def examine(log: Log, features: bytes = TAG) -> Findings:
     problems: list[str] = []
     if tail.last is None:
         return Findings(State(features, DIMENSION), 0, None)
-    state = _snapshot_state(await log.load_snapshot(), features, problems)
-    if tail.digest and state.cursor == tail.snapshot and state.digest() != tail.digest:
-        problems.append(f"the snapshot's digest is {state.digest()}, and {tail.digest} was published with it")
+    stored = _snapshot_state(await log.load_snapshot(), features, problems)
+    if tail.digest and stored.cursor == tail.snapshot and stored.digest() != tail.digest:
+        problems.append(
+            f"the snapshot's digest is {stored.digest()}, and {tail.digest} was published with it"
+        )
+    state = stored.for_features(features, DIMENSION)
     entries, count = await _all_entries(log), 0
     previous: str | None = None
     for entry in entries:

@@ -20,7 +20,7 @@ from feedback.recorder import Recorder
 from feedback.records import prefix_bytes
 from feedback.replica import History, Replica
 from feedback.spool import Entry, Spool, SpoolError
-from feedback.store import Answer, Feedback, Log, Settled, StoreError
+from feedback.store import Answer, Feedback, Log, Settled, StoreError, stream_id
 
 log = logging.getLogger(__name__)
 RETAIN_S: Final = 600.0  # how long settled feedback could still be sent again, should a failover take it back
@@ -71,14 +71,24 @@ class Value:
 
 @dataclass(slots=True)
 class _Tracked:
-    """A spooled feedback on its way: token once the store has answered, settled_at once it was read back."""
+    """A spooled feedback on its way. sequence: its entry in the spool; token: once the store has answered."""
 
-    entry: Entry
+    sequence: int
     scope: str
     feedback: Feedback
     token: str = ""
-    settled_at: float = 0.0
     done: bool = False
+
+
+class _Settled(NamedTuple):
+    """A feedback that was read back, at settled_at: what it said is in the spool alone, since many are held for long.
+    stream_id: of its entry in the log.
+    """
+
+    sequence: int
+    scope: str
+    stream_id: str
+    settled_at: float
 
 
 class _Invisible(NamedTuple):
@@ -114,10 +124,10 @@ class Intake:
         self.watchers: list[Callable[[Feedback], object]] = []
         self._routes, self._spool, self._secrets = routes, spool, secrets
         self._clock, self._window_s, self._retain_s = clock, window_s, min(RETAIN_S, window_s / 2)
-        self._settled: deque[_Tracked] = deque()
+        self._settled: deque[_Settled] = deque()
         self._invisible: dict[str, _Invisible] = {}  # by decision
         # What an earlier life of this process, or a worker that died, had accepted comes first.
-        self._unsettled = {entry.sequence: _from_payload(entry) for entry in spool.pending()}
+        self._unsettled = {entry.sequence: _tracked(entry) for entry in spool.pending()}
         self._queued_ids = self._decisions_queued()
         for tracked in self._unsettled.values():
             if tracked.feedback.record and tracked.scope in routes:
@@ -135,7 +145,7 @@ class Intake:
 
     def waiting(self) -> list[Entry]:
         """What the store has not answered for yet."""
-        return [tracked.entry for tracked in self._unsettled.values() if not tracked.token]
+        return [self._spool.entry(sequence) for sequence, t in self._unsettled.items() if not t.token]
 
     async def give(self, decision_id: str, values: Sequence[Value]) -> list[Answer | None]:
         """What became of each value; None: queued. Raises FeedbackRefusedError for an id that cannot be rated."""
@@ -168,7 +178,7 @@ class Intake:
             if self._waited_s(tracked) > self._window_s:
                 await self._bury(tracked, TOO_LATE)
                 continue
-            self._complete(tracked)
+            await self._complete(tracked)
             settled = await self._routes[scope].log.give_feedback(tracked.feedback)
             await self._answered(tracked, settled)
             self._tell(tracked.feedback, settled.answer, before=True)
@@ -179,18 +189,22 @@ class Intake:
                 self._invisible[decision_id] = _Invisible.at(self._clock(), before)
                 return
 
-    def _complete(self, tracked: _Tracked) -> None:
+    async def _complete(self, tracked: _Tracked) -> None:
         """With the decision's record, if this process has come to hold it since."""
         if tracked.feedback.record is None:
             record = self._routes[tracked.scope].recorder.record_of(tracked.feedback.decision_id)
-            tracked.feedback = replace(tracked.feedback, record=record and prefix_bytes(record))
+            if record is not None:
+                await self._amend(tracked, prefix_bytes(record))
 
     async def _answered(self, tracked: _Tracked, settled: Settled) -> None:
         tracked.token = settled.token
         if settled.prefix:  # so that it can be sent again though the store should lose the decision with it
             self._routes[tracked.scope].recorder.joined(tracked.feedback.decision_id, settled.prefix)
-            tracked.feedback = replace(tracked.feedback, record=settled.prefix)
-            await self._spool.amend(tracked.entry.sequence, _to_payload(tracked.scope, tracked.feedback))
+            await self._amend(tracked, settled.prefix)
+
+    async def _amend(self, tracked: _Tracked, prefix: bytes) -> None:
+        tracked.feedback = replace(tracked.feedback, record=prefix)
+        await self._spool.amend(tracked.sequence, _to_payload(tracked.scope, tracked.feedback))
 
     def _decisions_queued(self) -> set[str]:
         return {t.feedback.decision_id for t in self._unsettled.values() if not t.token}
@@ -199,7 +213,7 @@ class Intake:
         now, invisible = self._clock(), self._invisible
         waiting = [t for t in self._unsettled.values() if t.scope == scope and not t.token]
         due = [t for t in waiting if invisible.get(t.feedback.decision_id, NEVER_ASKED).again_at <= now]
-        due.sort(key=lambda t: (t.feedback.decision_id in invisible, t.entry.sequence))
+        due.sort(key=lambda t: (t.feedback.decision_id in invisible, t.sequence))
         return due[:RESEND_AT_A_TIME]
 
     def _waited_s(self, tracked: _Tracked) -> float:
@@ -210,15 +224,16 @@ class Intake:
         configured any more goes to the dead-letter file.
         """
         for tracked in list(self._unsettled.values()):
-            if "settled_at" in tracked.entry.payload and self._waited_s(tracked) > self._window_s:
-                del self._unsettled[tracked.entry.sequence]
-                await self._spool.finish(tracked.entry.sequence)
+            told = self._spool.entry(tracked.sequence).payload
+            if "settled_at" in told and self._waited_s(tracked) > self._window_s:
+                del self._unsettled[tracked.sequence]
+                await self._spool.finish(tracked.sequence)
         for tracked in [t for t in self._unsettled.values() if t.scope not in self._routes]:
             await self._bury(tracked, f"its route {tracked.scope} is not configured")
 
     def sent(self, scope: str) -> set[int]:
         """What the store has answered for and this process has not read back yet."""
-        return {t.entry.sequence for t in self._unsettled.values() if t.scope == scope and t.token}
+        return {t.sequence for t in self._unsettled.values() if t.scope == scope and t.token}
 
     async def settle(self, scope: str, history: History, sent: Collection[int] = ()) -> None:
         """After a poll of that route: what was read back is settled, what was passed unseen is sent again. sent: before that
@@ -226,37 +241,39 @@ class Intake:
         """
         if history is not History.CONTINUED:
             await self._history_changed(scope)
-        replica = self._routes[scope].replica
+        replica, now = self._routes[scope].replica, self._clock()
         for tracked in [t for t in self._unsettled.values() if t.scope == scope and t.token]:
             if replica.has_seen(tracked.token):
-                tracked.settled_at = self._clock()
-                self._settled.append(self._unsettled.pop(tracked.entry.sequence))
-            elif tracked.entry.sequence in sent or replica.has_passed(tracked.token):
+                del self._unsettled[tracked.sequence]
+                self._settled.append(_Settled(tracked.sequence, scope, stream_id(tracked.token), now))
+            elif tracked.sequence in sent or replica.has_passed(tracked.token):
                 tracked.token = ""
         self._queued_ids = self._decisions_queued()
-        while self._settled and self._clock() - self._settled[0].settled_at >= self._retain_s:
-            await self._spool.finish(self._settled.popleft().entry.sequence)
+        while self._settled and now - self._settled[0].settled_at >= self._retain_s:
+            await self._spool.finish(self._settled.popleft().sequence)
 
     async def leave(self) -> None:
         """At a clean end: what was read back stays on disk, since a failover may still take it back. Whoever takes up the
         spool sends it again, or, once the window has passed, lets go of it.
         """
-        for tracked in self._settled:
-            payload = _to_payload(tracked.scope, tracked.feedback) | {"settled_at": tracked.settled_at}
-            await self._spool.amend(tracked.entry.sequence, payload)
+        for settled in self._settled:
+            payload = self._spool.entry(settled.sequence).payload | {"settled_at": settled.settled_at}
+            await self._spool.amend(settled.sequence, payload)
 
     async def _history_changed(self, scope: str) -> None:
         replica = self._routes[scope].replica
-        sent = [t for t in (*self._settled, *self._unsettled.values()) if t.scope == scope and t.token]
-        self._settled = deque(tracked for tracked in self._settled if tracked.scope != scope)
+        ours = [settled for settled in self._settled if settled.scope == scope]
+        sent = [_tracked(self._spool.entry(settled.sequence), settled.stream_id) for settled in ours]
+        sent += [t for t in self._unsettled.values() if t.scope == scope and t.token]
+        self._settled = deque(settled for settled in self._settled if settled.scope != scope)
         for tracked in sent:
             if replica.was_seeded(tracked.token):
                 # The store that knew its key is gone, and the new one began with it: sent again it would count twice.
-                self._unsettled.pop(tracked.entry.sequence, None)
-                await self._spool.finish(tracked.entry.sequence)
+                self._unsettled.pop(tracked.sequence, None)
+                await self._spool.finish(tracked.sequence)
             else:
                 tracked.token = ""
-                self._unsettled[tracked.entry.sequence] = tracked
+                self._unsettled[tracked.sequence] = tracked
 
     def route_of(self, decision_id: str) -> Route:
         """The route that the decision was made for. Raises FeedbackRefusedError for an id that is forged or too old."""
@@ -278,7 +295,7 @@ class Intake:
             entry = await self._spool.append(_to_payload(route.scope, feedback))
         except SpoolError:
             return await self._give_unspooled(route, feedback)
-        tracked = _Tracked(entry, route.scope, feedback)
+        tracked = _Tracked(entry.sequence, route.scope, feedback)
         if feedback.decision_id in self._queued_ids:  # behind an earlier value: the last one is to count
             self._unsettled[entry.sequence] = tracked
             return None
@@ -322,11 +339,11 @@ class Intake:
 
     async def _bury(self, tracked: _Tracked, reason: str) -> None:
         try:
-            await self._spool.bury(tracked.entry, reason)
+            await self._spool.bury(self._spool.entry(tracked.sequence), reason)
         except SpoolError as error:  # it stays in the spool, to be answered for and buried again
             log.warning("%s", error)
             return
-        self._unsettled.pop(tracked.entry.sequence, None)
+        self._unsettled.pop(tracked.sequence, None)
 
 
 def _feedback(decision_id: str, value: Value, record: bytes | None, now: float = 0.0) -> Feedback:
@@ -349,7 +366,7 @@ def _to_payload(scope: str, feedback: Feedback) -> dict[str, Any]:
     }
 
 
-def _from_payload(entry: Entry) -> _Tracked:
+def _tracked(entry: Entry, token: str = "") -> _Tracked:
     p = entry.payload
     feedback = Feedback(
         decision_id=p["id"],
@@ -360,7 +377,7 @@ def _from_payload(entry: Entry) -> _Tracked:
         record=base64.b64decode(p["record"]) or None,
         at=float(p["at"]),
     )
-    return _Tracked(entry, p["scope"], feedback)
+    return _Tracked(entry.sequence, p["scope"], feedback, token)
 
 
 def overall(answers: Iterable[Answer | None]) -> str:

@@ -21,7 +21,7 @@ from feedback.intake import Intake, Route
 from feedback.recorder import Recorder
 from feedback.replica import Replica, catch_up
 from feedback.spool import Spool
-from feedback.store import Log, Store, StoreError, StoreGoneError
+from feedback.store import Log, Store, StoreError, StoreGoneError, log_name
 
 TICK_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 0.5  # after failures; while a breaker is open nothing is asked
@@ -64,7 +64,12 @@ class Learning:
         replica_on = partial(Replica, features=features, patience_s=patience_s, clock=ticks)
         self.routes: Mapping[str, Route] = MappingProxyType(
             {
-                scope: _route(scope, store.log(scope), identity.worker, partial(replica_on, model=model))
+                scope: _route(
+                    scope,
+                    store.log(log_name(scope, features)),
+                    identity.worker,
+                    partial(replica_on, model=model),
+                )
                 for scope, model in models.items()
             }
         )

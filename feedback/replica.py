@@ -10,9 +10,9 @@ Where a rating raised an alarm, `poll` appends the answer, as every replica does
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -23,8 +23,9 @@ from feedback.alarms import answers
 from feedback.events import encode_reset
 from feedback.learn import fold_all
 from feedback.records import MalformedError
+from feedback.remembered import Remembered
 from feedback.state import START, Reader, State
-from feedback.store import Entry, Log, Marks, StoreError, Tail, fields_of, position
+from feedback.store import Entry, Log, StoreError, Tail, position
 
 PAGE: Final = 1024  # entries read at once
 BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
@@ -32,9 +33,7 @@ POSTERIOR_S: Final = 1.0  # a replica that has much to catch up with makes a pos
 SNAPSHOT_EVENTS: Final = 1000
 SNAPSHOT_S: Final = 60.0
 TOKENS_REMEMBERED: Final = 4096
-MARKS_REMEMBERED: Final = 40_000  # two for each feedback
 MARKS_READ_BACK: Final = 5_000  # entries before the snapshot that a start reads for their marks
-STATES_REMEMBERED: Final = 8
 ANSWERS_PER_MINUTE: Final = (
     6  # to alarms of one route: whatever goes wrong, not everything is forgotten at once
 )
@@ -86,10 +85,12 @@ class Replica:
         self._reader = Reader()
         self._answered: dict[str, float] = {}  # alarm -> when this replica answered it, by its clock
         self._seen: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
-        self._marks: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()  # field -> (token, value)
-        self._marks_since = START
+        self._remembered = Remembered()
         self._seed: str | None = None  # where the log began, as of the last poll
-        self._past: deque[State] = deque(maxlen=STATES_REMEMBERED)
+        self._at_snapshot = (
+            "",
+            "",
+        )  # cursor and digest of the state where another replica's was published last
         self._compared = ""
         self._posterior_due = clock() + POSTERIOR_S
         self._patience_s, self._empty_since = patience_s, float("inf")
@@ -113,7 +114,7 @@ class Replica:
         count twice, so it must not be. (What is younger may be sent again: it is known by its mark.)
         """
         return self._seed is not None and position(token) <= min(
-            position(self._seed), position(self._marks_since)
+            position(self._seed), position(self._remembered.since)
         )
 
     async def load(self) -> None:
@@ -127,8 +128,7 @@ class Replica:
         if not fits:
             raise StoreError("the stored snapshot and the log do not fit together")
         self._adopt(state)
-        self._marks = OrderedDict((name, (self.state.cursor, v)) for name, v in marks.fields.items())
-        self._marks_since = marks.since
+        self._remembered = Remembered(marks, state.cursor)
         self._events_at_snapshot = self.state.events + self.state.skipped
 
     async def poll(self) -> History:
@@ -170,31 +170,26 @@ class Replica:
             self.state = fold_all(self.state, [(entry.token, entry.data) for entry in part])
             self._remember(part)
             if part[-1].token == tail.snapshot:
-                self._past.append(self.state)
+                self._at_snapshot = self.state.cursor, self.state.digest()
             if len(tail.entries) > BATCH:
                 await asyncio.sleep(0)  # requests go on meanwhile
-        while len(self._marks) > MARKS_REMEMBERED:
-            _, (token, _) = self._marks.popitem(last=False)
-            self._marks_since = max(self._marks_since, token, key=position)
 
     def _remember(self, entries: Sequence[Entry]) -> None:
-        marks = self._marks
         for entry in entries:
             self._seen.append(entry.token)
-            for name, value in fields_of(entry).items():
-                if name in marks:
-                    marks.move_to_end(name)
-                marks[name] = (entry.token, value)
+            self._remembered.add(entry)
 
     def _compare(self, tail: Tail) -> None:
         """The digest that was published with a snapshot, beside that of our own state at the same position."""
         if not tail.digest or not tail.snapshot or tail.snapshot == self._compared:
             return
         self._compared = tail.snapshot
-        ours = next((s for s in (self.state, *self._past) if s.cursor == tail.snapshot), None)
-        if ours is None:
+        cursor, digest = self._at_snapshot
+        if self.state.cursor == tail.snapshot:
+            digest = self.state.digest()
+        elif cursor != tail.snapshot:
             return
-        if ours.digest() == tail.digest:
+        if digest == tail.digest:
             self.counters.digests_confirmed += 1
         else:
             self.counters.digests_differing += 1
@@ -205,8 +200,10 @@ class Replica:
     async def _believe(self) -> None:
         """The posterior of what is known now and its draws, made arm by arm: requests go on between."""
         state, model = self.state, self.model
-        for _ in model.steps(state.ratings_per_arm(self._reader), state.d, state.entry_prices):
-            await asyncio.sleep(0)
+        told = state.ratings_per_arm(self._reader), state.d, state.entry_prices
+        if not self._reader.is_made(model, *told):
+            for _ in model.steps(*told):
+                await asyncio.sleep(0)
         posterior = state.posterior(model, self._reader)
         for _ in posterior.quality.steps():
             await asyncio.sleep(0)
@@ -241,8 +238,7 @@ class Replica:
             self._empty_since = min(self._empty_since, self._clock())
             if self._clock() - self._empty_since < self._patience_s:
                 return History.CONTINUED
-        marks = Marks(self._marks_since, {name: value for name, (_, value) in self._marks.items()})
-        if await self._log.seed(self.state.to_bytes(), self.state.cursor, marks):
+        if await self._log.seed(self.state.to_bytes(), self.state.cursor, self._remembered.marks()):
             self.counters.seeds += 1
             self._seed = self.state.cursor
             return History.SEEDED
@@ -278,21 +274,9 @@ class Replica:
             self.counters.bad_snapshots += 1
             return self._empty()  # the whole log again, if it still reaches back to its start
         if stored.features != self._features:
-            log.warning(
-                "%d ratings were of other features: they count no more, what calls took does", stored.rated
-            )
-            return replace(
-                stored,
-                features=self._features,
-                d=DIMENSION,
-                ratings={},
-                epoch=None,
-                as_of=0.0,
-                detectors={},
-                alarms=(),
-                cuts=(),
-            )
-        return stored
+            log.warning("%d ratings were of another version's features and count no more", stored.rated)
+            self._compared = stored.cursor  # what was published there is of the other version
+        return stored.for_features(self._features, DIMENSION)
 
     async def _save_snapshot(self, base: str) -> None:
         fresh = self.state.events + self.state.skipped - self._events_at_snapshot

@@ -39,10 +39,21 @@ class SpoolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One accepted feedback. sequence: its number within this process. payload: a flat dict of what JSON can hold."""
+    """One accepted feedback. sequence: its number within this process. frame: the bytes that stand for it in the file."""
 
     sequence: int
-    payload: Mapping[str, Any]
+    frame: bytes
+
+    @classmethod
+    def of(cls, sequence: int, payload: Mapping[str, Any]) -> "Entry":
+        """payload: a flat dict of what JSON can hold."""
+        return cls(sequence, _frame({"sequence": sequence, "payload": payload}))
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """Parsed anew each time."""
+        payload: dict[str, Any] = orjson.loads(self.frame[HEADER.size :])["payload"]
+        return payload
 
 
 def to_disk(descriptor: int) -> None:
@@ -60,10 +71,10 @@ class Spool:
         """Use `open`."""
         self._file, self._disk = file, disk
         self._dead_letters = _DeadLetters(file.path.parent / DEAD_LETTERS, file.clock)
-        self._pending = {entry.sequence: entry for entry in entries}
+        self._pending = {entry.sequence: _held(entry) for entry in entries}
         self._sequence = max(self._pending, default=0)
         self._entries_in_file = len(self._pending)  # at least
-        self._waiting: list[tuple[Entry, bytes, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._marks: list[bytes] = []
         self._amended: list[asyncio.Future[None]] = []
         self._flusher: asyncio.Task[None] | None = None
@@ -100,7 +111,11 @@ class Spool:
 
     def pending(self) -> list[Entry]:
         """What is on disk and not finished, oldest first."""
-        return list(self._pending.values())
+        return [self.entry(sequence) for sequence in self._pending]
+
+    def entry(self, sequence: int) -> Entry:
+        """One that is pending, with what was said of it last."""
+        return Entry(sequence, zlib.decompress(self._pending[sequence]))
 
     def dead_letters(self) -> int:
         """How many entries were buried in this folder, by any worker."""
@@ -113,11 +128,10 @@ class Spool:
         """
         if self._closed:
             raise SpoolError("the spool is closed: it takes nothing more")
-        entry = Entry(self._sequence + 1, dict(payload))
-        frame = _entry_frame(entry)
+        entry = Entry.of(self._sequence + 1, payload)
         self._sequence = entry.sequence
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((entry, frame, written))
+        self._waiting.append((entry, written))
         self._wake()
         await written
         return entry
@@ -127,9 +141,10 @@ class Spool:
         the machine; where the disk does not take it the entry stays as it was acknowledged.
         """
         if sequence in self._pending and not self._closed:
-            self._pending[sequence] = Entry(sequence, dict(payload))
+            entry = Entry.of(sequence, payload)
+            self._pending[sequence] = _held(entry)
             written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._marks.append(_entry_frame(self._pending[sequence]))
+            self._marks.append(entry.frame)
             self._amended.append(written)
             self._wake()
             await written
@@ -178,13 +193,13 @@ class Spool:
         batch, self._waiting = self._waiting, []
         marks, self._marks = self._marks, []
         amended, self._amended = self._amended, []
-        frames = b"".join([*(frame for _, frame, _ in batch), *marks])
+        frames = b"".join([*(entry.frame for entry, _ in batch), *marks])
         what = f"the spool {self._file.path} cannot be written"
         try:
             await _in_thread(self._disk, what, self._file.append, frames, bool(batch))
         except SpoolError as error:
             log.warning("%s", error)
-            for _, _, written in batch:
+            for _, written in batch:
                 if not written.cancelled():
                     written.set_exception(SpoolError(str(error)))
             return
@@ -193,8 +208,8 @@ class Spool:
                 if not done.cancelled():
                     done.set_result(None)
         self._entries_in_file += len(batch)
-        for entry, _, written in batch:
-            self._pending[entry.sequence] = entry
+        for entry, written in batch:
+            self._pending[entry.sequence] = _held(entry)
             if not written.cancelled():
                 written.set_result(None)
 
@@ -204,16 +219,16 @@ class Spool:
         return large and self._entries_in_file >= 2 * len(self._pending)
 
     async def _rewrite(self) -> None:
-        entries = self.pending()
+        held = list(self._pending.values())
         what = f"the spool {self._file.path} cannot be made smaller"
         try:
-            await _in_thread(self._disk, what, self._file.rewrite, entries)
+            await _in_thread(self._disk, what, self._file.rewrite, map(zlib.decompress, held))
         except SpoolError as error:
             log.warning("%s", error)
             self._rewrite_above_bytes = self._file.length + REWRITE_ABOVE_BYTES
         else:
             self._rewrite_above_bytes = REWRITE_ABOVE_BYTES
-            self._entries_in_file = len(entries)
+            self._entries_in_file = len(held)
 
 
 async def _in_thread(disk: Executor, what: str, work: Callable[..., T], *arguments: Any) -> T:
@@ -253,22 +268,22 @@ class _File:
         if os.fstat(self._descriptor).st_size > self.length:
             os.ftruncate(self._descriptor, self.length)
 
-    def rewrite(self, entries: Iterable[Entry]) -> None:
-        """Put a file that holds these entries alone in the place of the present one, which stays whole if that fails."""
-        frames = b"".join(map(_entry_frame, entries))
+    def rewrite(self, frames: Iterable[bytes]) -> None:
+        """Put a file that holds these frames alone in the place of the present one, which stays whole if that fails."""
+        data = b"".join(frames)
         draft = self.path.with_suffix(".draft")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             # Locked before it has the name: there is no moment at which the file looks abandoned.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(descriptor, frames, 0)
+            _write(descriptor, data, 0)
             self._sync(descriptor)
             draft.replace(self.path)
         except OSError:
             os.close(descriptor)
             raise
         os.close(self._descriptor)
-        self._descriptor, self.length = descriptor, len(frames)
+        self._descriptor, self.length = descriptor, len(data)
         _sync_folder(self.path.parent)
 
     def close(self, remove: bool) -> None:
@@ -337,8 +352,8 @@ def _adopt(orphan: Path, file: _File, *, after: int) -> list[Entry]:
         if not _is_abandoned(orphan):
             return []
         theirs, _ = _salvage(orphan, file.clock)
-        entries = [Entry(number, entry.payload) for number, entry in enumerate(theirs, after + 1)]
-        file.append(b"".join(map(_entry_frame, entries)), durable=True)
+        entries = [Entry.of(number, entry.payload) for number, entry in enumerate(theirs, after + 1)]
+        file.append(b"".join(entry.frame for entry in entries), durable=True)
         orphan.with_suffix(".draft").unlink(missing_ok=True)
         orphan.unlink()
     except OSError as error:  # a full disk, another user's file: ours is usable all the same
@@ -382,12 +397,12 @@ def _unfinished(data: bytes) -> tuple[list[Entry], int]:
     entries: dict[int, Entry] = {}
     offset = 0
     while (body := _body_at(data, offset)) is not None:
-        record = orjson.loads(body)
+        record, end = orjson.loads(body), offset + HEADER.size + len(body)
         if "finished" in record:
             entries.pop(record["finished"], None)
         else:
-            entries[record["sequence"]] = Entry(record["sequence"], record["payload"])
-        offset += HEADER.size + len(body)
+            entries[record["sequence"]] = Entry(record["sequence"], data[offset:end])
+        offset = end
     return list(entries.values()), offset
 
 
@@ -411,8 +426,9 @@ def _body_at(data: bytes, offset: int) -> bytes | None:
     return body if zlib.crc32(body) == crc else None
 
 
-def _entry_frame(entry: Entry) -> bytes:
-    return _frame({"sequence": entry.sequence, "payload": entry.payload})
+def _held(entry: Entry) -> bytes:
+    """Its frame as it is kept in memory: thousands are, for ten minutes each, and are hardly ever asked for again."""
+    return zlib.compress(entry.frame, 1)
 
 
 def _frame(record: Mapping[str, Any]) -> bytes:

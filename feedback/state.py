@@ -16,7 +16,7 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 from operator import add, attrgetter, is_
 from types import MappingProxyType
@@ -24,10 +24,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from bandit.cost import CostModel
 from bandit.drift import Detector
 from bandit.latency import LatencyStatistics
 from bandit.posterior import Posterior
-from bandit.prediction import QualityModel
+from bandit.prediction import QualityModel, QualityPosterior
 from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.cuts import Alarm, ArmSource, Cut
 from feedback.records import MalformedError
@@ -39,6 +40,7 @@ _MAGIC: Final = b"FLS2"
 _LENGTH = struct.Struct("<I")
 
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})
+_MadeFrom = tuple[QualityModel, Mapping[str, RatingStatistics], int, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +71,23 @@ class State:
     cuts: tuple[Cut, ...] = ()
     entry_prices: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
 
+    def for_features(self, features: bytes, d: int) -> "State":
+        """It where vectors are of that version: ratings of others count no more, what calls took does."""
+        if self.features == features:
+            return self
+        return replace(
+            self,
+            features=features,
+            d=d,
+            ratings=_EMPTY,
+            epoch=None,
+            as_of=0.0,
+            rated=0,
+            detectors=_EMPTY,
+            alarms=(),
+            cuts=(),
+        )
+
     def read_at(self) -> float:
         """Unix seconds from which ages are counted back: the point of the grid at or after `as_of`."""
         return math.ceil(self.as_of / HALF_LIFE_S * AGE_STEPS) / AGE_STEPS * HALF_LIFE_S
@@ -89,15 +108,12 @@ class State:
         return {arm: reader.read(arm, now, tuple(sums)) for arm, sums in parts.items()}
 
     def posterior(self, model: QualityModel, reader: "Reader | None" = None) -> Posterior:
-        """What is believed after this state."""
-        return Posterior.of(
-            model,
-            self.ratings_per_arm(reader),
-            self.calls,
-            d=self.d,
-            token=self.cursor,
-            entry_prices=self.entry_prices,
-        )
+        """What is believed after this state. reader: as for `ratings_per_arm`; it also remembers what was made of them."""
+        reader = reader or Reader()
+        ratings = self.ratings_per_arm(reader)
+        quality = reader.quality(model, ratings, self.d, self.entry_prices)
+        counts = {arm: s.n for arm, s in ratings.items()}
+        return Posterior(quality, CostModel.fit(self.calls), counts, self.cursor)
 
     def digest(self) -> str:
         """Equal digests: equal statistics, to the last bit, at the same position of the same log."""
@@ -180,10 +196,13 @@ _HELD: Final = attrgetter(*_NAMES)
 
 
 class Reader:
-    """The last reading of each arm: the sums that went into it, their factor, and what came of it."""
+    """The last reading of each arm: the sums that went into it, their factor, and what came of it; and what the last model
+    made of them all. Calls come in with every tick and ratings do not: then the posterior of quality is still the same.
+    """
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, tuple[RatingStatistics, ...], RatingStatistics]] = {}
+        self._made: tuple[_MadeFrom, QualityPosterior] | None = None
 
     def read(self, arm: str, factor: float, sums: tuple[RatingStatistics, ...]) -> RatingStatistics:
         """The sum of the sums, times factor."""
@@ -193,6 +212,36 @@ class Reader:
         total = reduce(add, sums).times(factor)
         self._last[arm] = (factor, sums, total)
         return total
+
+    def quality(
+        self,
+        model: QualityModel,
+        ratings: Mapping[str, RatingStatistics],
+        d: int,
+        entry_prices: Mapping[str, float],
+    ) -> QualityPosterior:
+        """What the model makes of these readings; the very same where none of them has changed."""
+        if self._made is None or not self.is_made(model, ratings, d, entry_prices):
+            self._made = (model, ratings, d, entry_prices), model.fit(ratings, d, entry_prices)
+        return self._made[1]
+
+    def is_made(
+        self,
+        model: QualityModel,
+        ratings: Mapping[str, RatingStatistics],
+        d: int,
+        entry_prices: Mapping[str, float],
+    ) -> bool:
+        """`quality` has nothing to do."""
+        if self._made is None:
+            return False
+        its_model, its_ratings, its_d, its_prices = self._made[0]
+        return (
+            model is its_model
+            and (d, entry_prices) == (its_d, its_prices)
+            and tuple(ratings) == tuple(its_ratings)
+            and _same(tuple(ratings.values()), tuple(its_ratings.values()))
+        )
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
+from bandit.features import TAG
+
 if TYPE_CHECKING:
     from feedback.budget import Ledger
 
@@ -185,6 +187,13 @@ def check_scope(scope: str) -> str:
             f"{scope!r} is no tenant.route: lower-case letters, digits, '_', '.', '-', at most 128"
         )
     return scope
+
+
+def log_name(scope: str, features: bytes) -> str:
+    """Where a scope's log lies. features: tag of the vectors that are learned from. Those that ship have the scope's own name; of
+    any others the log lies beside it, so that what was learned from these waits, whole, until they are used again.
+    """
+    return scope if features == TAG else f"{scope}.{features.hex()}"
 
 
 def chained(stream_id: str, previous: str, data: bytes) -> str:

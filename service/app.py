@@ -27,8 +27,8 @@ from service.chat import PATH, ChatRoute, Receive, Scope
 from service.client_reply import REQUEST_ID, Message, Send, request_id_of
 from service.decision_log import decision_log_of
 from service.decisions import PREVIEW_PATH, decisions_router, own_route
+from service.embedder import embedder_of
 from service.errors import ApiError, BadRequestError, ModelNotFoundError
-from service.home import embedder_of
 from service.metrics import Metrics
 from service.outcomes import Outcomes
 from service.pipeline import Pipeline
@@ -81,14 +81,14 @@ class Gateway:
     def adopt(self, settings: Settings) -> None:
         """Serve these models, routes and keys from now on. Raises ReloadError, and then nothing has changed.
 
-        Where the gateway listens, its store, its timeouts, its decision log, and which tenants and routes there are, last
-        until a restart.
+        Where the gateway listens, its store, its timeouts, its embedder, its decision log, and which tenants and routes there
+        are, last until a restart.
         """
         scopes = quality_models(settings)
         if fresh := sorted(set(scopes) - set(self.learning.routes)):
             raise ReloadError(f"{', '.join(fresh)}: a new route or tenant begins with a restart")
         if settings.embedder != self.settings.embedder:
-            raise ReloadError("embedder: another one, or another file of the same, begins with a restart")
+            raise ReloadError("embedder: what changed there, or in its projection, begins with a restart")
         self.budgets.adopt(settings.budgets)
         for scope, model in scopes.items():
             self.learning.routes[scope].replica.adopt_model(model)

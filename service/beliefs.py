@@ -4,8 +4,8 @@ from functools import partial
 
 from bandit.arms import Arm
 from bandit.classifier import Classified, Classifier, classifier_from_json
-from bandit.prior import QualityPrior, prior_from_json
-from feedback.shipped import shipped_prior
+from bandit.prior import QualityPrior
+from feedback.priors import prior_of, shipped_prior
 from service.config_shape import FileEntry
 from service.fitted import FittedFiles
 
@@ -53,13 +53,7 @@ def _arm(model: str, contents: FileEntry) -> Arm:
 
 
 def _prior(features: bytes, data: bytes) -> QualityPrior:
-    prior = prior_from_json(data.decode("utf-8"))
-    if prior.features != features:
-        raise ValueError(
-            f"was fitted for features {prior.features.hex()}, these are {features.hex()}: run fit-prior again, with "
-            "--embedder FILE if the gateway has one, and without if it has none"
-        )
-    return prior
+    return prior_of(data.decode("utf-8"), features)
 
 
 def _classifier(features: bytes, data: bytes) -> Classifier:

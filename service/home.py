@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,6 @@ from feedback.spool import Spool
 from feedback.store import Store, StoreError, StoreUnfitError
 from service.budgets import Budgets
 from service.calls import Shell
-from service.embedder import Embedder, How
 from service.routes import quality_models
 from service.settings import Settings, StoreSettings
 from service.upstream import AiohttpUpstream
@@ -131,15 +129,6 @@ def shell_of(settings: Settings, secret: bytes) -> Shell:
         ticks=time.monotonic_ns,
         new_id=partial(_new_id, secret),
     )
-
-
-def embedder_of(
-    settings: Settings, shell: Shell, told: Callable[[How], object] = lambda _: None
-) -> Embedder | None:
-    """told: hears what became of each request to it."""
-    if settings.embedder is None:
-        return None
-    return Embedder(settings.embedder, shell.upstream, now_s=lambda: shell.ticks() * 1e-9, told=told)
 
 
 async def _store(settings: Settings, home: Home) -> Store:

@@ -85,7 +85,9 @@ class Metrics:
             "budget",
             "what",
         )
-        self._embedded = counter("embeddings", "Requests to the embedder, by what became of them.", "outcome")
+        self._embedded = counter(
+            "embeddings", "Decisions for which an embedder was wanted, by what became of it.", "outcome"
+        )
         self._log_dropped = self._gauge(
             "decision_log_dropped", "Lines of the decision log that were never written.", "livesum"
         )

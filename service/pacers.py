@@ -35,6 +35,7 @@ class Pacers:
                 decision.candidates,
                 decision.quality_mean,
                 decision.cost_usd,
+                decision.typical,
             )
 
     def settled(self, decision_id: str, outcome: Outcome) -> None:

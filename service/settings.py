@@ -24,7 +24,7 @@ from bandit.features import SHIPPED, FeatureVersion
 from bandit.newcomers import Newcomers
 from bandit.prior import QualityPrior
 from feedback.budget import Budget
-from feedback.shipped import shipped_prior
+from feedback.priors import shipped_prior
 
 DEFAULT_TENANT: Final = "default"  # of everybody where no key tells tenants apart
 

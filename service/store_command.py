@@ -21,7 +21,7 @@ from feedback.embedded import EmbeddedServer, EmbeddedServerError
 from feedback.inspection import entries_after, examine, rebuild, told
 from feedback.redis_store import RedisStore
 from feedback.state import START
-from feedback.store import StoreError
+from feedback.store import StoreError, log_name
 from service.config import load_settings
 from service.config_problems import ConfigError
 from service.routes import quality_models
@@ -72,7 +72,7 @@ async def _check(store: RedisStore, scopes: list[str], features: bytes, _: Path)
     print(f"server: version {await store.probe()}, fit")
     wrong = 0
     for scope in scopes:
-        found = await examine(store.log(scope), features)
+        found = await examine(store.log(log_name(scope, features)), features)
         if found.last is None:
             print(f"{scope}: no log yet")
             continue
@@ -87,14 +87,14 @@ async def _check(store: RedisStore, scopes: list[str], features: bytes, _: Path)
 
 async def _digest(store: RedisStore, scopes: list[str], features: bytes, _: Path) -> int:
     for scope in scopes:
-        found = await examine(store.log(scope), features)
+        found = await examine(store.log(log_name(scope, features)), features)
         print(f"{scope} {found.state.cursor} {found.state.digest()}")
     return 0
 
 
 async def _repair(store: RedisStore, scopes: list[str], features: bytes, keep: Path) -> int:
     for scope in scopes:
-        log = store.log(scope)
+        log = store.log(log_name(scope, features))
         found = await examine(log, features)
         if not found.problems:
             print(f"{scope}: nothing is wrong")
@@ -110,9 +110,9 @@ async def _repair(store: RedisStore, scopes: list[str], features: bytes, keep: P
     return 0
 
 
-async def _export(store: RedisStore, scopes: list[str], _: bytes, __: Path) -> int:
+async def _export(store: RedisStore, scopes: list[str], features: bytes, _: Path) -> int:
     for scope in scopes:
-        for entry in await entries_after(store.log(scope), START):
+        for entry in await entries_after(store.log(log_name(scope, features)), START):
             print(json.dumps({"scope": scope} | told(entry)))
     return 0
 

@@ -56,12 +56,16 @@ def embedded_texts(texts: Sequence[str], source: Source) -> Floats:
 def fit(texts: Sequence[str], vectors: Floats, model: str) -> Projection:
     """Vectors (n, E): of the texts, as the embedder `model` tells them. Raises DatasetError for too few of either."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if len(set(texts)) < TEXTS_MIN or vectors.shape[1] < DIRECTIONS or not lengths.all():
+    if len(set(texts)) < TEXTS_MIN or not lengths.all():
         raise DatasetError(
-            f"{DIRECTIONS} directions need at least {TEXTS_MIN} different texts with vectors of at least {DIRECTIONS} "
-            f"numbers that are not all 0; these are {len(set(texts))} texts, of {vectors.shape[1]} numbers each"
+            f"{DIRECTIONS} directions need at least {TEXTS_MIN} different texts with vectors that are not 0; these are "
+            f"{len(set(texts))}, of which {np.count_nonzero(lengths)} have such vectors"
         )
     units = vectors / lengths
+    if (rank := int(np.linalg.matrix_rank(units - units.mean(axis=0)))) < DIRECTIONS:
+        raise DatasetError(
+            f"these vectors lie in {rank} directions, and {DIRECTIONS} are needed: too small a model"
+        )
     centre, axes = principal_axes(units, DIRECTIONS)
     counts = mean_counts([buckets(excerpt(text).lower(), BUCKETS) for text in texts], BUCKETS)
     rows, offset = fitted(counts, (units - centre) @ axes)
@@ -82,7 +86,8 @@ class Embedded:
         return self.projection.version.tag
 
     def context(self, prompt: Prompt) -> Context:
-        directions = self.projection.directions(self.vectors[prompt.user])
+        vector = self.vectors.get(prompt.user)  # none of a text that a gateway would ask nobody about
+        directions = None if vector is None else self.projection.directions(vector)
         prompt = prompt if self.tasks else replace(prompt, task="")
         return context_of(prompt, self.projection.version, directions)
 
@@ -94,6 +99,8 @@ def features_of(options: argparse.Namespace, datasets: Sequence[Dataset]) -> Fac
     if options.embedder is None:
         return Facts()
     projection = projection_from_json(options.embedder.read_text("utf-8"))
-    texts = list(dict.fromkeys(prompt.text for data in datasets for prompt in data.prompts))
+    texts = list(
+        dict.fromkeys(prompt.text for data in datasets for prompt in data.prompts if prompt.text.strip())
+    )
     vectors = embedded_texts(texts, source_of(options, projection.model))
     return Embedded(projection, dict(zip(texts, vectors, strict=True)))

@@ -26,7 +26,12 @@ class PacedLearner:
         decision = choice.decision
         assert decision is not None, "a learner tells its decision"
         self.pacer.decided(
-            decision.decision_id, choice.arm, decision.candidates, decision.quality_mean, decision.cost_usd
+            decision.decision_id,
+            choice.arm,
+            decision.candidates,
+            decision.quality_mean,
+            decision.cost_usd,
+            decision.typical,
         )
         return choice
 

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from bandit.features import TAG
-from bandit.prior import KnownModel, QualityPrior, canonical, prior_from_json
-from feedback.shipped import shipped_prior
+from bandit.prior import KnownModel, QualityPrior, canonical
+from feedback.priors import prior_of, shipped_prior
 from simulations import fit_prior
 from simulations.datasets import Dataset
 from simulations.pools import Priors
@@ -30,7 +30,7 @@ def prior_of_all(where: str, features: bytes = TAG) -> QualityPrior | None:
                 f"--prior {where}: goes with several folders (run, bench); here name none, shipped or a file"
             )
         case _:
-            return prior_from_json(Path(where).read_text())
+            return prior_of(Path(where).read_text("utf-8"), features)
 
 
 def priors_of_each(

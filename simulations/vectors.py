@@ -38,7 +38,7 @@ class Endpoint:
     """An OpenAI-compatible one. api_key_env: the variable that holds its key."""
 
     def __init__(self, base_url: str, model: str, api_key_env: str | None = None) -> None:
-        self.key = hashlib.blake2b(f"{base_url}\n{model}".encode(), digest_size=32).digest()
+        self.key = hashlib.blake2b(f"{base_url.rstrip('/')}\n{model}".encode(), digest_size=32).digest()
         self._url, self._model = f"{base_url.rstrip('/')}/embeddings", model
         key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
         if api_key_env and not key:
@@ -62,6 +62,10 @@ class Endpoint:
             raise EmbeddingError(f"{self._url} answered with no data[].embedding: {error!r}") from error
         if len(vectors) != len(batch):
             raise EmbeddingError(f"{self._url} answered {len(batch)} texts with {len(vectors)} vectors")
+        if {v.ndim for v in vectors} != {1} or not all(np.isfinite(v).all() for v in vectors):
+            raise EmbeddingError(f"{self._url} answered with what are no vectors of finite numbers")
+        if len({len(v) for v in vectors}) > 1:
+            raise EmbeddingError(f"{self._url} answered with vectors that are not of one length")
         return vectors
 
 

@@ -10,7 +10,7 @@ from bandit.features import DIMENSION, NAMES
 from bandit.prior import QualityPrior
 from bandit.quality import SharedBaseline
 from bandit.statistics import RatingStatistics
-from feedback.shipped import shipped_prior
+from feedback.priors import shipped_prior
 
 D = 5
 PRIOR = replace(QualityPrior.flat(D), typical_square=np.array([1.0, 2.0, 0.0, 1.0, 1.0]))

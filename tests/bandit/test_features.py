@@ -278,6 +278,46 @@ def test_an_odd_text_has_words_too(text):
     assert np.abs(x).max() <= 4
 
 
+CODE_MARKS = [
+    "```",
+    "def ",
+    "return",
+    "import ",
+    "function",
+    "class ",
+    "();",
+    "assert ",
+    "#include",
+    "python",
+]
+
+
+@PATIENT
+@given(parts=st.lists(st.sampled_from([*CODE_MARKS, "`", "#", ";", "()", " ", "x\n", "é"]), max_size=8))
+def test_four_marks_of_code_are_as_many_as_any(parts):
+    text = "".join(parts)
+    assert x_of(text)["code"] == min(sum(map(text.count, CODE_MARKS)), 4) / 4
+    assert x_of(text.upper())["code"] == x_of(text)["code"]
+
+
+@PATIENT
+@given(
+    words=st.lists(
+        st.sampled_from(["if", "a", "train", "leaves", "at", "3", "pm", ",", "when", "?"]) | any_text,
+        max_size=400,
+    )
+)
+def test_rows_of_words_are_summed_one_after_another_to_the_last_bit(words):
+    """In another order the sum would be another float32 now and then, and the vector one of another version."""
+    lower = " ".join(words).lower()
+    total = np.zeros(words_table.DIRECTIONS, np.float32)
+    buckets = words_table.buckets(lower, words_table.BUCKETS)
+    for bucket in buckets:
+        total += words_table.SHIPPED.rows[bucket]
+    expected = total / max(len(buckets), 1) + words_table.SHIPPED.offset
+    assert np.array_equal(words_table.mean_direction(lower), expected)
+
+
 def test_words_point_where_the_mean_of_their_rows_points():
     rows = words_table.SHIPPED.rows[words_table.buckets("a cat !", words_table.BUCKETS)]
     assert len(rows) == 3

@@ -11,7 +11,17 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_matrix, eye, kron
 
 from bandit.arms import Arm
-from bandit.pacing import CREDIT_MAX, DEBT_HORIZON, PRESENT, UNSETTLED_MAX, WINDOW, Pacer, solved_dual
+from bandit.pacing import (
+    CREDIT_MAX,
+    EVERY,
+    HORIZON,
+    PRESENT,
+    RESERVE,
+    UNSETTLED_MAX,
+    WINDOW,
+    Pacer,
+    solved_dual,
+)
 
 PATIENT = settings(deadline=None)  # no test fails for time
 ARMS = (Arm("small", 0.1, 0.4), Arm("middle", 0.5, 1.5), Arm("large", 3.0, 15.0))
@@ -48,7 +58,7 @@ class Stream:
 
     def __init__(self, quality, cost_usd, budget, *, predicted=None, late=0, arms=ARMS):
         self.pacer, self.earned, self.spent, self.most_over = Pacer(budget), [], [], -math.inf
-        self.chosen, self.duals, waiting, total = [], [], [], 0.0
+        self.chosen, self.duals, self.credits, waiting, total = [], [], [], [], 0.0
         for i, (q, c) in enumerate(zip(quality, cost_usd, strict=True)):
             expected = c if predicted is None else predicted[i]
             utility = self.pacer.objective().utility(q[None], expected, 0)[0]
@@ -61,6 +71,7 @@ class Stream:
             self.earned.append(q[chosen])
             self.spent.append(c[chosen])
             self.duals.append(self.pacer.dual)
+            self.credits.append(self.pacer.credit)
             total += c[chosen]
             self.most_over = max(self.most_over, total / budget - (i + 1))
 
@@ -130,7 +141,7 @@ def test_a_budget_below_the_cheapest_model_gets_the_cheapest_model():
     quality, cost_usd = requests(600)
     stream = Stream(quality, cost_usd, budget=cost_usd[:, 0].min() / 2)
     assert stream.chosen[16:] == [0] * (600 - 16)
-    assert stream.pacer.credit == -DEBT_HORIZON  # and no further: what cannot be paid is forgiven
+    assert stream.pacer.credit == -HORIZON  # and no further: what cannot be paid is forgiven
     relieved = stream.pacer
     relieved.usd_per_request = 10 * cost_usd.max()
     for i in range(300):
@@ -160,6 +171,50 @@ def test_no_order_of_requests_makes_it_overspend(order, budget):
     assert stream.quality >= 0.97 * best_value(len(quality), budget)
 
 
+def most_over(spent, budget):
+    """The largest sum above n B over all windows of n requests, in units of B."""
+    over = np.concatenate([[0.0], np.cumsum(np.array(spent) / budget - 1)])
+    return float((over - np.minimum.accumulate(over)).max())
+
+
+@pytest.mark.parametrize("budget", BUDGETS[1:])
+@pytest.mark.parametrize("order", ["as they come", "dear first", "dear last", "bursts"])
+def test_no_window_costs_more_than_its_budget_and_what_may_be_saved(order, budget):
+    quality, cost_usd = requests(3000)
+    rows = {"as they come": np.arange(3000), **orders(cost_usd)}[order]
+    stream = Stream(quality[rows], cost_usd[rows], budget)
+    beyond = np.maximum(cost_usd[:, 0] / budget - 1, 0).sum()
+    assert most_over(stream.spent, budget) <= CREDIT_MAX + beyond + 1e-6
+
+
+def test_what_a_drought_saves_is_little_and_the_credit_returns_to_its_reserve():
+    """For 600 requests only the small arm is worth calling, and each saves nearly a request's worth."""
+    quality, cost_usd = requests(3000)
+    quality = quality.copy()
+    quality[600:1200, 1:] = quality[600:1200, :1] - 0.2
+    stream = Stream(quality, cost_usd, 0.0005)
+    spent = np.array(stream.spent) / 0.0005
+    assert spent[700:1200].mean() < 0.4
+    assert stream.credits[1199] == CREDIT_MAX
+    assert 590 <= spent[1200:1800].sum() <= 600 + CREDIT_MAX
+    assert np.mean(stream.credits[1800:]) == pytest.approx(RESERVE, abs=10)
+
+
+def test_what_is_learned_of_an_arm_counts_for_the_requests_that_it_was_offered_to_before():
+    """The large arm turns out 0.2 better than was believed: at once the dual is what it would be had that been known."""
+    quality, cost_usd = requests(WINDOW + EVERY)
+    before, now = np.array([0.8, 0.85, 0.7]), np.array([0.8, 0.85, 0.9])
+    known, told, untold = Pacer(0.001), Pacer(0.001), Pacer(0.001)
+    for i in range(len(quality)):
+        typical = before if i < WINDOW else now
+        believed = quality[i] - now + typical
+        known.decided(f"rt-{i}", "small", ARMS, quality[i], cost_usd[i], now)
+        told.decided(f"rt-{i}", "small", ARMS, believed, cost_usd[i], typical)
+        untold.decided(f"rt-{i}", "small", ARMS, believed, cost_usd[i])
+    assert told.dual == pytest.approx(known.dual)
+    assert untold.dual < 0.8 * known.dual
+
+
 @pytest.mark.parametrize("wrong_by", [1 / 3, 3.0])
 @pytest.mark.parametrize("order", ["as they come", "dear first", "dear last", "bursts"])
 def test_costs_predicted_wrong_by_three_are_found_out_and_paid_back(wrong_by, order):
@@ -168,7 +223,7 @@ def test_costs_predicted_wrong_by_three_are_found_out_and_paid_back(wrong_by, or
     budget = 0.001
     stream = Stream(quality[rows], cost_usd[rows], budget, predicted=cost_usd[rows] * wrong_by, late=20)
     assert stream.pacer.ratio == pytest.approx(1 / wrong_by, rel=0.2)  # shrunk to 1
-    assert stream.most_over <= DEBT_HORIZON
+    assert stream.most_over <= HORIZON
     assert np.mean(stream.spent) <= 1.005 * budget
     assert stream.quality >= 0.96 * best_value(len(quality), budget)
 
@@ -246,16 +301,40 @@ def test_decisions_that_never_settle_are_forgotten_and_their_expected_cost_stand
     assert pacer.credit == pytest.approx(credit + 1.0)
 
 
-def test_only_what_the_credit_covers_may_be_called_and_the_cheapest_always():
+def test_only_what_half_of_the_credit_covers_may_be_called_and_the_cheapest_always():
     pacer = Pacer(0.01)
     cost_usd = np.array([0.02, 0.011, 0.03])
     objective = pacer.objective()
     assert objective.affordable(cost_usd).tolist() == [False, True, False]
     assert objective.utility(np.ones((2, 3)), cost_usd, 0)[:, [0, 2]].tolist() == [[-math.inf] * 2] * 2
-    for i in range(3):
+    for i in range(4):
         pacer.decided(f"rt-{i}", "small", ARMS, np.ones(3), np.array([0.001, 0.011, 0.03]))
-    assert pacer.credit == pytest.approx(2.7)
+    assert pacer.credit == pytest.approx(3.6)
+    assert pacer.objective().affordable(cost_usd).tolist() == [True, True, False]
+    for i in range(4, 6):
+        pacer.decided(f"rt-{i}", "small", ARMS, np.ones(3), np.array([0.001, 0.011, 0.03]))
     assert pacer.objective().affordable(cost_usd).tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("factor", "at_once"), [(60.0, True), (1 / 60, True), (1.2, False), (1 / 1.2, False)]
+)
+def test_a_price_that_jumps_is_solved_for_at_once_and_a_small_change_with_the_next_solution(factor, at_once):
+    """A conversation's own price, lower by what is cached, must not cost a solution at each request."""
+    quality, cost_usd = requests(200)
+    pacer = Pacer(0.0005)
+    for i in range(10 * EVERY):
+        pacer.decided(f"rt-{i}", "small", ARMS, quality[i], cost_usd[i])
+    before, dear = pacer.dual, ARMS[2]
+    arms = (
+        *ARMS[:2],
+        Arm("large", dear.price_usd_per_mtok_in * factor, dear.price_usd_per_mtok_out * factor),
+    )
+    pacer.decided("next", "small", arms, quality[170], cost_usd[170] * np.array([1, 1, factor]))
+    assert (pacer.dual != before) == at_once
+    for i in range(EVERY):
+        pacer.decided(f"later-{i}", "small", arms, quality[i], cost_usd[i] * np.array([1, 1, factor]))
+    assert pacer.dual != before
 
 
 def test_a_withdrawn_arm_stops_counting_and_a_new_one_counts_at_once():

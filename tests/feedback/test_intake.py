@@ -368,6 +368,18 @@ async def test_feedback_for_another_gateways_decision_waits_until_that_is_writte
     assert other.ratings() == (1.0, 0.5)
 
 
+async def test_what_is_learned_of_a_decision_is_written_to_all_feedback_that_waits_for_it(site: Site) -> None:
+    """A failover may take back the decision too, and only what is in the spool is sent again."""
+    one, other = await site.gateway("one"), await site.gateway("two")
+    decision_id = one.decide()
+    for source in ("user", "judge"):
+        assert await other.rate(decision_id, source=source) is QUEUED
+    await one.tick()
+    await other.tick()
+    assert other.intake.unsettled == 0
+    assert all(entry.payload["record"] for entry in other.spool.pending())
+
+
 async def test_a_decision_that_appears_during_an_outage_is_rated_soon_after_it(site: Site) -> None:
     """The pause once grew with the time waited: who had asked before the outage asked again as long after it."""
     one, other = await site.gateway("one"), await site.gateway("two")

@@ -3,15 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from bandit.features import DIMENSION, TAG
 from bandit.quality import SharedBaseline
 from bandit.statistics import CallStatistics
-from feedback.events import Called, encode_called
+from feedback.events import RATED, Called, encode_called
 from feedback.learning import Identity, Learning
 from feedback.memory_store import MemoryStore
+from feedback.records import DecisionPrefix, encode_record
 from feedback.spool import Spool
-from feedback.store import Log, StoreError, StoreGoneError
+from feedback.store import Feedback, Log, StoreError, StoreGoneError
 
 NOW = 1.79e9
 
@@ -121,3 +124,37 @@ async def test_operators_read_of_a_reset_in_one_sentence(
         "t.well: 2 % is kept of what was learned of small by all sources (operator)"
     ]
     await both.close()
+
+
+async def test_what_was_learned_of_other_features_waits_until_they_are_used_again(tmp_path: Path) -> None:
+    """An embedder is tried, and given up: neither sees the other's ratings, and nothing is lost."""
+    store = MemoryStore()
+
+    async def with_features(features: bytes, ratings: int) -> tuple[int, int]:
+        """So many ratings are given; what is known before and after."""
+        learning = Learning(
+            store,
+            await Spool.open(tmp_path / features.hex(), worker="w", clock=lambda: NOW),
+            {"t.auto": SharedBaseline()},
+            identity=Identity("w", [b"s" * 32], 3600.0),
+            clock=lambda: NOW,
+            features=features,
+        )
+        await learning.start()
+        await learning.tick()
+        route = learning.routes["t.auto"]
+        before = route.replica.state.rated
+        for n in range(ratings):
+            prefix = DecisionPrefix("small", np.eye(1, DIMENSION)[0], NOW, 0.5, features, b"policy!!")
+            rating = Feedback(f"{before}-{n}", RATED, "user", 1.0, b"%08d" % n, encode_record(prefix))
+            await route.log.give_feedback(rating)
+        await learning.tick()
+        assert route.replica.state.features == features
+        assert route.replica.state.skipped == 0
+        await learning.close()
+        return before, route.replica.state.rated
+
+    assert await with_features(TAG, 3) == (0, 3)
+    assert await with_features(b"embedded", 2) == (0, 2)
+    assert await with_features(TAG, 1) == (3, 4)
+    assert await with_features(b"embedded", 0) == (2, 2)

@@ -347,7 +347,7 @@ async def test_the_marks_of_what_a_log_holds_survive_a_restart_and_another_loss(
 async def test_what_is_older_than_the_marks_is_not_sent_again(
     route: Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedback.replica.MARKS_REMEMBERED", 4)
+    monkeypatch.setattr("feedback.remembered.FIELDS_REMEMBERED", 4)
     replica = await route.running()
     await route.rate(4)
     await replica.poll()
@@ -465,7 +465,8 @@ async def test_a_snapshot_of_another_feature_version_lends_its_place_and_not_its
     assert await route.log.save_snapshot(other.to_bytes(), other.cursor, base=START)
     await route.rate(2)
     restarted = await route.running()
-    assert "5 ratings were of other features" in caplog.text
+    assert "5 ratings were of another version's features" in caplog.text
+    assert restarted.counters.digests_differing == 0
     assert restarted.state.events == 7
     assert restarted.state.d == DIMENSION
     assert sum(s.n for s in restarted.state.ratings_per_arm().values()) == pytest.approx(2, abs=0.1)

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -128,7 +131,7 @@ async def test_what_was_appended_is_pending_until_it_is_finished(tmp_path: Path)
     spool = await opened(tmp_path / "spool")
     first = await spool.append({"id": "a", "value": 0.1})
     second = await spool.append({"id": "b", "value": None})
-    assert spool.pending() == [first, second] == [Entry(1, {"id": "a", "value": 0.1}), second]
+    assert spool.pending() == [first, second] == [Entry.of(1, {"id": "a", "value": 0.1}), second]
     await spool.finish(first.sequence)
     await spool.finish(first.sequence)
     await spool.finish(999)
@@ -137,6 +140,24 @@ async def test_what_was_appended_is_pending_until_it_is_finished(tmp_path: Path)
     assert await reopened_ids(tmp_path / "spool") == ["b"]
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "spool" / "w.spool").stat().st_mode & 0o777 == 0o600
+
+
+def noise(seed: int) -> str:
+    return b64encode(Random(seed).randbytes(200)).decode()
+
+
+async def test_what_is_pending_takes_little_more_memory_than_room_in_the_file(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    await spool.append({"id": "first"})
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            await spool.append({"id": f"rt-{number:040d}", "value": number / 300, "record": noise(number)})
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * (tmp_path / "w.spool").stat().st_size
+    await spool.close()
 
 
 async def test_payloads_come_back_as_they_were(tmp_path: Path) -> None:

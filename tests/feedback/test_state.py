@@ -240,3 +240,25 @@ def test_reading_with_and_without_a_memory_gives_the_same_bits(arms: list[str], 
         )
         one, other = state.ratings_per_arm(reader), state.ratings_per_arm()
         assert {a: (s.n, s.rr) for a, s in one.items()} == {a: (s.n, s.rr) for a, s in other.items()}
+
+
+def test_what_is_believed_of_quality_is_the_same_until_a_rating_a_price_or_the_model_changes() -> None:
+    """Calls come in with every tick: a posterior that they do not touch is not made again."""
+    one = RatingStatistics.empty(DIMENSION).added(np.ones(DIMENSION), 1.0, 1.0)
+    state = State(TAG, DIMENSION, epoch=10, as_of=10.5 * HALF_LIFE_S + 1.0, ratings={("a", "user"): one})
+    reader, model = Reader(), SharedBaseline()
+    first = state.posterior(model, reader)
+    called = replace(state, cursor="1-0:x", calls={"a": CallStatistics(calls=1, tokens_out=9)})
+    second = called.posterior(model, reader)
+    assert second.quality is first.quality
+    assert (second.token, second.cost.tokens_out("a")) != (first.token, first.cost.tokens_out("a"))
+    other_model = called.posterior(SharedBaseline(), reader).quality
+    rated = replace(state, ratings={("a", "user"): one.added(np.ones(DIMENSION), 0.0, 1.0)})
+    gone = replace(state, ratings={})
+    priced = replace(state, entry_prices={"a": 2.0})
+    others = [changed.posterior(model, reader).quality for changed in (rated, gone, priced)]
+    assert len({id(quality) for quality in (first.quality, other_model, *others)}) == 5
+    assert (
+        other_model.draws(np.ones(DIMENSION), ["a"]).mean
+        == first.quality.draws(np.ones(DIMENSION), ["a"]).mean
+    )

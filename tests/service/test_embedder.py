@@ -1,26 +1,31 @@
 """An embedder before a real gateway: asked, late, wrong, away and back; and what a decision says of it."""
 
+import asyncio
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import httpx
 import numpy as np
 import pytest
 
 from bandit.embedding import Projection
-from bandit.features import FACTS, TAG, TASKS, context_of
+from bandit.features import POINTING, TAG, context_of
 from bandit.prompt import Prompt
 from bandit.words import BUCKETS, DIRECTIONS
+from feedback.priors import shipped_prior
 from feedback.records import decode_record
-from feedback.shipped import shipped_prior
 from service.breaker import FIRST_PAUSE_S
-from service.embedder import Embedder
+from service.config import parse_settings
+from service.embedder import LATE_MAX, TOLD_EVERY_S, Embedder
 from service.errors import ApiError
 from service.reload import ReloadError
 from service.router import Router
+from service.settings import EmbedderSettings
+from service.upstream import UpstreamError
 
 E = 20
-POINTING = slice(1 + len(FACTS), -TASKS)
 CONFIG = """
 models:
   one: {base_url: "URL", price_usd_per_mtok_in: 1, price_usd_per_mtok_out: 2}
@@ -117,7 +122,9 @@ def test_ratings_of_embedded_requests_are_learned_from(lab):
     state = lab.gateway.learning.routes["default.auto"].replica.state
     assert (state.features, state.rated, state.skipped) == (PROJECTION.version.tag, 1, 0)
     (rated,) = state.ratings_per_arm().values()
-    np.testing.assert_allclose(rated.xr[POINTING], np.clip(PROJECTION.directions(VECTOR), -4, 4), atol=3e-3)
+    np.testing.assert_allclose(
+        rated.xr[POINTING] / rated.n, np.clip(PROJECTION.directions(VECTOR), -4, 4), atol=3e-3
+    )
 
 
 def test_a_preview_asks_too_and_says_what_came_of_it(lab, scripts):
@@ -143,7 +150,7 @@ def test_where_it_tells_nothing_it_is_not_asked(lab, model, messages):
     assert asked_of(lab, "tiny") == []
 
 
-def test_one_that_is_late_holds_no_request_and_is_given_a_rest(start_lab, scripts, tmp_path, caplog):
+def test_one_that_is_late_holds_no_request(start_lab, scripts, tmp_path, caplog):
     lab = start_lab(config_of(tmp_path).replace("timeout_ms: 5000", "timeout_ms: 1"))
     lab.says(
         one=scripts.says(200, scripts.completion("one")),
@@ -151,18 +158,17 @@ def test_one_that_is_late_holds_no_request_and_is_given_a_rest(start_lab, script
         tiny=scripts.silent(),
     )
     with caplog.at_level(logging.WARNING, "service.embedder"):
-        for _ in range(4):
+        for _ in range(3):
             assert lab.ask(messages=HELLO).status_code == 200
     told = [explanation.told["embedder"] for _, explanation in records(lab)]
-    assert told == ["timeout", "timeout", "resting", "resting"]
-    assert len(asked_of(lab, "tiny")) <= 2
+    assert told[:2] == ["timeout", "timeout"]
     guessed = context_of(Prompt(HELLO[0]["content"]), PROJECTION.version).x
     for prefix, _ in records(lab):
         assert np.array_equal(prefix.x, guessed)
         assert prefix.features == PROJECTION.version.tag
     (warned,) = caplog.messages
     assert "no answer within 1 ms; words guess where requests point" in warned
-    assert (metric(lab, "timeout"), metric(lab, "resting")) == (2, 2)
+    assert metric(lab, "timeout") >= 2
     assert lab.client.get("/readyz").json()["embedder"] == "resting"
 
 
@@ -204,33 +210,40 @@ def test_whatever_it_answers_the_request_goes_on_and_the_log_says_why(lab, scrip
 
 
 class FakeUpstream:
-    """Answers at once, or fails; counts."""
+    """Answers with a status at once, or once it is let; or raises. asked: how often."""
 
-    def __init__(self):
-        self.asked, self.fails = 0, True
+    def __init__(self, status=200):
+        self.asked, self.status, self.error = 0, status, None
+        self.free = asyncio.Event()
+        self.free.set()
 
     async def send(self, url, headers, body):
         self.asked += 1
-        status = 503 if self.fails else 200
+        await self.free.wait()
+        if self.error:
+            raise self.error
+        return FakeReply(self.status)
 
-        class Reply:
-            async def read(self):
-                return json.dumps(embedding(VECTOR)).encode()
 
-            def close(self):
-                pass
+@dataclass
+class FakeReply:
+    status: int
 
-        reply = Reply()
-        reply.status = status
-        return reply
+    async def read(self):
+        return json.dumps(embedding(VECTOR)).encode()
+
+    def close(self):
+        pass
+
+
+def embedder_of(upstream, now, told=lambda _: None, timeout_s=5.0):
+    settings = EmbedderSettings("http://embedder/v1", PROJECTION, timeout_s=timeout_s)
+    return Embedder(settings, upstream, now_s=lambda: now[0], told=told)
 
 
 async def test_after_a_rest_one_request_tries_it_and_the_rest_of_them_follow():
-    from service.settings import EmbedderSettings
-
-    now, upstream, told = [0.0], FakeUpstream(), []
-    settings = EmbedderSettings("http://embedder/v1", PROJECTION)
-    embedder = Embedder(settings, upstream, now_s=lambda: now[0], told=told.append)
+    now, upstream, told = [0.0], FakeUpstream(503), []
+    embedder = embedder_of(upstream, now, told.append)
     for _ in range(8):
         assert (await embedder.pointed("text")).directions is None
     assert (upstream.asked, embedder.is_resting) == (5, True)
@@ -240,36 +253,90 @@ async def test_after_a_rest_one_request_tries_it_and_the_rest_of_them_follow():
     now[0] += FIRST_PAUSE_S
     assert (await embedder.pointed("text")).how == "resting"
     now[0] += FIRST_PAUSE_S
-    upstream.fails = False
+    upstream.status = 200
     pointed = await embedder.pointed("text")
     np.testing.assert_array_equal(pointed.directions, PROJECTION.directions(VECTOR))
     assert not embedder.is_resting
     assert [(await embedder.pointed("text")).how for _ in range(3)] == ["embedded"] * 3
 
 
-async def test_a_text_that_is_no_unicode_is_asked_about_all_the_same():
-    from service.settings import EmbedderSettings
-
+async def test_two_late_answers_in_a_row_bring_a_rest():
     upstream = FakeUpstream()
-    upstream.fails = False
-    embedder = Embedder(EmbedderSettings("http://embedder/v1", PROJECTION), upstream, now_s=lambda: 0.0)
-    assert (await embedder.pointed("half \ud800 a pair")).how == "embedded"
+    upstream.free.clear()
+    embedder = embedder_of(upstream, [0.0], timeout_s=0.001)
+    assert [(await embedder.pointed("text")).how for _ in range(4)] == ["timeout"] * 2 + ["resting"] * 2
+    assert upstream.asked == 2
 
 
-def test_a_client_that_leaves_while_it_is_asked_proves_nothing(lab, scripts):
+async def test_a_call_that_is_late_is_left_to_end_but_not_any_number_of_them():
+    """What was late may have been the connection: the next call finds it standing."""
+    now, upstream = [0.0], FakeUpstream()
+    upstream.free.clear()
+    embedder = embedder_of(upstream, now, timeout_s=0.001)
+    for _ in range(2 * LATE_MAX):
+        await embedder.pointed("text")
+        now[0] += 1000.0  # every one is a probe
+    assert upstream.asked == 2 * LATE_MAX
+    assert len(embedder._late) == LATE_MAX
+    upstream.free.set()
+    while embedder._late:
+        await asyncio.sleep(0)
+    assert (await embedder.pointed("text")).how == "embedded"
+
+
+async def test_a_client_that_leaves_proves_nothing_of_the_embedder():
+    now, upstream = [0.0], FakeUpstream(503)
+    embedder = embedder_of(upstream, now)
+    for _ in range(5):
+        await embedder.pointed("text")
+    now[0] += FIRST_PAUSE_S
+    upstream.status = 200
+    upstream.free.clear()
+    probe = asyncio.create_task(embedder.pointed("text"))
+    await asyncio.sleep(0)
+    probe.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probe
+    upstream.free.set()
+    assert (await embedder.pointed("text")).how == "embedded"  # the next one is the probe
+
+
+@pytest.mark.parametrize("error", [RuntimeError("?"), OverflowError(), UpstreamError("tls", "no")])
+async def test_no_error_whatever_reaches_the_request(error, caplog):
+    upstream = FakeUpstream()
+    upstream.error = error
+    assert (await embedder_of(upstream, [0.0]).pointed("text")).how == "failed"
+    assert (str(error) or type(error).__name__) in caplog.text
+
+
+async def test_the_log_is_not_flooded(caplog):
+    now, upstream = [0.0], FakeUpstream()
+    embedder = embedder_of(upstream, now)
+    for n in range(60):
+        upstream.status = 200 if n % 2 else 500
+        await embedder.pointed("text")
+        now[0] += 1.0
+    assert len(caplog.messages) == 60 / TOLD_EVERY_S
+
+
+async def test_a_text_that_is_no_unicode_is_asked_about_all_the_same():
+    assert (await embedder_of(FakeUpstream(), [0.0]).pointed("half \ud800 a pair")).how == "embedded"
+
+
+def test_a_client_that_leaves_while_it_is_asked_leaves_nothing_behind(lab, scripts):
     lab.says(tiny=scripts.held(scripts.says(200, embedding(VECTOR))))
-    with pytest.raises(httpx.ReadTimeout):
-        lab.client.post("/v1/chat/completions", json={"model": "auto", "messages": HELLO}, timeout=0.2)
-    (asked,) = asked_of(lab, "tiny")
-    asked.released.set()
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=lab.url, trust_env=False) as client:
+        asking = pool.submit(
+            client.post, "/v1/chat/completions", json={"model": "auto", "messages": HELLO}, timeout=1
+        )
+        lab.until(lambda: asked_of(lab, "tiny"))
+        assert isinstance(asking.exception(), httpx.ReadTimeout)
     lab.until(lambda: lab.gateway.access.at_once == 0)
+    asked_of(lab, "tiny")[0].released.set()
     assert records(lab) == []
-    assert lab.client.get("/readyz").json()["embedder"] == "ok"
 
 
 def test_another_embedder_begins_with_a_restart(lab, tmp_path):
-    from service.config import parse_settings
-
     def settings(text, written=PROJECTION):
         environ = {"UPSTREAM_KEY": "sk-upstream-secret"}
         config = config_of(tmp_path, text, written).replace("URL", lab.gateway.settings.embedder.base_url)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bandit.features import DIMENSION, TAG
+from bandit.features import DIMENSION
 from bandit.prior import QualityPrior
-from feedback.shipped import shipped_prior
+from feedback.priors import shipped_prior
 from service.config import parse_settings
 from service.config_problems import ConfigError
 from service.routes import quality_model
@@ -45,7 +45,7 @@ def test_a_file_of_ones_own_is_what_the_route_begins_with(tmp_path):
         ("", "no JSON"),
         ("{}", "of version 2, as fit-prior writes it"),
         (replace(QualityPrior.flat(DIMENSION), features=b"another!").to_json(), "run fit-prior again"),
-        (QualityPrior.flat(DIMENSION).to_json(), f"fitted for features , these are {TAG.hex()}"),
+        (QualityPrior.flat(3).to_json(), f"fitted for 3 features, these are {DIMENSION}"),
     ],
 )
 def test_a_file_that_will_not_do_is_told_at_its_line(tmp_path, content, told):

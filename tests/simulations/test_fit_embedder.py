@@ -1,13 +1,14 @@
 """From an embedder's vectors to a projection, and from that to the features that gateway and simulation share."""
 
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bandit.classifier import classifier_from_json
 from bandit.embedding import projection_from_json
-from bandit.features import DIMENSION, FACTS, TASKS, context_of
+from bandit.features import DIMENSION, POINTING, TASKS, context_of
 from bandit.prior import prior_from_json
 from bandit.prompt import Prompt
 from bandit.words import DIRECTIONS, mean_direction
@@ -17,8 +18,6 @@ from simulations.__main__ import main
 from simulations.datasets import DatasetError
 from simulations.fit_embedder import TEXTS_MIN, features_of, fit
 from simulations.world import Facts, contexts_of
-
-POINTING = slice(1 + len(FACTS), -TASKS)
 
 
 def words_vectors(n=1500, E=32, noise=0.0, seed=0):
@@ -49,12 +48,19 @@ def test_words_guess_what_an_embedder_of_words_would_say_of_texts_that_it_has_no
 
 
 @pytest.mark.parametrize(
-    ("n", "E", "scale"), [(TEXTS_MIN - 1, 32, 1.0), (TEXTS_MIN, DIRECTIONS - 1, 1.0), (TEXTS_MIN, 32, 0.0)]
+    ("n", "E", "rank", "what"),
+    [
+        (TEXTS_MIN - 1, 32, 32, f"at least {TEXTS_MIN} different texts"),
+        (TEXTS_MIN, 32, 0, "of which 0 have such vectors"),
+        (TEXTS_MIN, DIRECTIONS - 1, DIRECTIONS - 1, f"lie in {DIRECTIONS - 1} directions"),
+        (TEXTS_MIN, 32, 10, "lie in 9 directions|lie in 10 directions"),
+    ],
 )
-def test_too_few_texts_or_numbers_are_refused(n, E, scale):
+def test_too_few_texts_or_directions_are_refused(n, E, rank, what):
     texts, told = words_vectors(n, E)
-    with pytest.raises(DatasetError, match=f"at least {TEXTS_MIN} different texts"):
-        fit(texts, scale * told, "tiny")
+    told[:, rank:] = 0
+    with pytest.raises(DatasetError, match=what):
+        fit(texts, told, "tiny")
 
 
 @pytest.fixture
@@ -112,8 +118,6 @@ def test_a_model_that_no_wheel_holds_needs_an_endpoint(tmp_path, capsys):
 
 
 def test_tasks_may_be_left_out():
-    from dataclasses import replace
-
     texts, told = words_vectors(TEXTS_MIN)
     features = fit_embedder.Embedded(fit(texts, told, "tiny"), dict(zip(texts, told, strict=True)))
     named, unnamed = (

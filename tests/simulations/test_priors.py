@@ -9,7 +9,7 @@ from bandit.feature_scale import slope_factor
 from bandit.features import DIMENSION
 from bandit.prior import QualityPrior
 from bandit.statistics import RatingStatistics
-from feedback.shipped import shipped_prior
+from feedback.priors import shipped_prior
 from simulations.datasets import load
 from simulations.priors import SURELY, prior_of_all, priors_of_each, upside_down
 from simulations.world import Facts, contexts_of
@@ -34,8 +34,8 @@ def test_recorded_prompts_vary_no_more_than_those_that_the_shipped_prior_was_fit
 def test_each_name_has_its_prior_and_a_file_is_read(tmp_path):
     assert prior_of_all("none") is priors_of_each("none") is None
     path = tmp_path / "prior.json"
-    path.write_text(QualityPrior.flat(3).to_json())
-    assert len(prior_of_all(str(path)).mean) == 3
+    path.write_text(QualityPrior.flat(DIMENSION).to_json())
+    assert len(prior_of_all(str(path)).mean) == DIMENSION
     assert prior_of_all("shipped").known
 
 

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from feedback.intake import Intake
 from feedback.learning import Learning
 from feedback.memory_store import MemoryLog
 from feedback.recorder import Recorder
+from feedback.remembered import Remembered
 from feedback.replica import History, Replica
 from feedback.spool import Entry, Spool
 from feedback.state import START, State
@@ -128,15 +129,15 @@ def on(log: type[MemoryLog]) -> World:
 class AcknowledgedIsSettled(Intake):
     async def settle(self, scope: str, history: History, sent: Collection[int] = ()) -> None:
         for tracked in [t for t in self._unsettled.values() if t.token]:
-            self._unsettled.pop(tracked.entry.sequence)
-            await self._spool.finish(tracked.entry.sequence)
+            self._unsettled.pop(tracked.sequence)
+            await self._spool.finish(tracked.sequence)
 
 
 class DuplicateIsSettled(Intake):
     async def _answered(self, tracked: Any, settled: Settled) -> None:
         await super()._answered(tracked, settled)
-        if settled.answer is Answer.DUPLICATE and self._unsettled.pop(tracked.entry.sequence, None):
-            self._spool._pending.pop(tracked.entry.sequence, None)
+        if settled.answer is Answer.DUPLICATE and self._unsettled.pop(tracked.sequence, None):
+            self._spool._pending.pop(tracked.sequence, None)
 
 
 class NothingSentAgainAfterAFork(Intake):
@@ -150,10 +151,13 @@ class UnanchoredSeed(Intake):
     async def _history_changed(self, scope: str) -> None:
         replica = self._routes[scope].replica
         seed = replica._seed or START
-        for tracked in [*self._settled, *self._unsettled.values()]:
-            if tracked.token and position(tracked.token) <= position(seed):
-                self._unsettled.pop(tracked.entry.sequence, None)
-                await self._spool.finish(tracked.entry.sequence)
+        sent = {t.sequence: t.stream_id for t in self._settled}
+        sent |= {t.sequence: t.token for t in self._unsettled.values() if t.token}
+        for sequence, token in sent.items():
+            if position(token) <= position(seed):
+                self._unsettled.pop(sequence, None)
+                await self._spool.finish(sequence)
+        self._settled = deque(t for t in self._settled if t.sequence in self._spool._pending)
         await super()._history_changed(scope)
 
 
@@ -178,7 +182,7 @@ class FoldsTwice(Replica):
 class AdoptsEmptiness(Replica):
     async def _begin_log(self) -> History:
         self._adopt(State(self.state.features, self.state.d))
-        self._marks.clear()
+        self._remembered = Remembered()
         return await super()._begin_log()
 
 

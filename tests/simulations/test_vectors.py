@@ -53,12 +53,18 @@ def test_another_model_or_place_has_vectors_of_its_own(endpoint, tmp_path):
             lambda rows: (200, {"data": [r | {"embedding": [1.0] * (1 + r["index"])} for r in rows]}),
             "not of one length",
         ),
+        (
+            lambda rows: (200, {"data": [row | {"embedding": [None, 1.0]} for row in rows]}),
+            "no vectors of finite numbers",
+        ),
     ],
 )
 def test_an_answer_that_is_none_is_told(endpoint, tmp_path, reply, told):
     endpoint.reply = reply
     with pytest.raises(EmbeddingError, match=told):
         embed(TEXTS[:3], Endpoint(endpoint.base_url, "tiny"), cache=tmp_path)
+    endpoint.reply = lambda rows: (200, {"data": rows})  # and none of it was kept
+    assert embed(TEXTS[:3], Endpoint(endpoint.base_url, "tiny"), cache=tmp_path).shape == (3, 24)
 
 
 def test_a_place_where_nobody_answers_and_a_key_that_is_not_set_are_told(tmp_path, monkeypatch):

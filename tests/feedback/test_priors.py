@@ -1,20 +1,23 @@
 """The prior in the package fits the features in the package, and says what it was made from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bandit.arms import Arm
-from bandit.features import DIMENSION, TAG
+from bandit.features import DIMENSION, POINTING, TAG
+from bandit.prior import QualityPrior
 from bandit.quality import SharedBaseline
-from feedback import shipped
-from feedback.shipped import shipped_prior
+from feedback import priors
+from feedback.priors import prior_of, shipped_prior
 
 
 @pytest.fixture(autouse=True)
 def read_anew():
-    shipped._read.cache_clear()
+    priors._shipped.cache_clear()
     yield
-    shipped._read.cache_clear()
+    priors._shipped.cache_clear()
 
 
 def test_the_shipped_prior_is_for_these_features_and_names_its_sources():
@@ -51,17 +54,31 @@ def test_of_other_directions_it_knows_nothing_and_of_all_else_the_same():
     for slope in ("mean", "price_slope"):
         before, after = getattr(prior, slope), getattr(other, slope)
         assert before @ prior.typical_x == pytest.approx(after @ other.typical_x)
-        assert not after[shipped.POINTING].any()
-        rest = np.setdiff1d(np.arange(1, DIMENSION), shipped.POINTING)
+        assert not after[POINTING].any()
+        rest = np.setdiff1d(np.arange(1, DIMENSION), np.arange(DIMENSION)[POINTING])
         assert np.array_equal(before[rest], after[rest])
     assert np.array_equal(prior.arm_variance, other.arm_variance)
-    assert (other.typical_square[shipped.POINTING] == 1.0).all()
+    assert (other.typical_square[POINTING] == 1.0).all()
     assert shipped_prior() is prior  # and it is not changed
 
 
-def test_a_prior_of_other_features_is_refused_and_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(shipped, "TAG", b"other")
-    with pytest.raises(
-        ValueError, match=f"was fitted for features {TAG.hex()}, .* run python -m simulations fit-prior again"
-    ):
-        shipped_prior()
+@pytest.mark.parametrize(
+    ("prior", "told"),
+    [
+        (
+            replace(QualityPrior.flat(DIMENSION), features=b"another!"),
+            f"these are {TAG.hex()}: run fit-prior again",
+        ),
+        (
+            replace(QualityPrior.flat(3), features=TAG),
+            f"for 3 features, these are {DIMENSION}: run fit-prior again",
+        ),
+    ],
+)
+def test_a_prior_of_other_features_is_refused_and_says_what_to_do(prior, told):
+    with pytest.raises(ValueError, match=told):
+        prior_of(prior.to_json())
+
+
+def test_a_prior_that_was_fitted_for_no_version_fits_any():
+    assert prior_of(QualityPrior.flat(DIMENSION).to_json(), b"whatever").features == b""
