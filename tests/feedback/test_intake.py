@@ -306,6 +306,24 @@ async def test_feedback_whose_answer_was_lost_counts_once(gateway: Gateway) -> N
     assert gateway.intake.queued == 0
 
 
+async def test_watchers_hear_of_what_the_store_took_and_of_nothing_else(gateway: Gateway) -> None:
+    heard: list[tuple[str, float | None]] = []
+    gateway.intake.watchers.append(lambda feedback: heard.append((feedback.decision_id, feedback.value)))
+    first, second = gateway.decide(), gateway.decide()
+    gateway.store.loses_answers = True
+    assert await gateway.rate(first) is QUEUED
+    assert heard == [], "nobody knows yet"
+    gateway.store.loses_answers = False
+    await gateway.tick()
+    assert await gateway.rate(first) is DUPLICATE
+    assert await gateway.rate(first, 0.75, "again") is REVISED
+    with pytest.raises(FeedbackRefusedError):
+        await gateway.rate(gateway.decide()[:-1] + "x")
+    gateway.disk_works = False
+    assert await gateway.rate(second, 0.25) is APPLIED
+    assert heard == [(first, 0.5), (first, 0.75), (second, 0.25)]
+
+
 async def test_a_caller_who_leaves_while_the_store_is_asked_leaves_the_feedback_behind(
     gateway: Gateway,
 ) -> None:
