@@ -64,7 +64,8 @@ def on_these_requests(log: Log) -> Estimate:
     CHOSEN_MIN times. Where the target is the logged policy itself nothing is unknown.
     """
     n = len(log.outcome)
-    unknown = (log.target > 0) & (log.target != log.probabilities)
+    alike = (log.target == log.probabilities).all(axis=1, keepdims=True)
+    unknown = (log.target > 0) & ~alike
     inverse = np.divide(1.0, log.probabilities, out=np.zeros_like(log.target), where=log.probabilities > 0)
     factor = np.where(unknown, log.target**2 * (inverse - (log.target == 1.0)), 0.0)  # (n, K)
     chosen = np.arange(n), log.chosen

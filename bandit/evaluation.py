@@ -26,7 +26,7 @@ from bandit.types import Matrix, Vector
 
 SWITCH_ABOVE: Final = 20.0  # 1 / propensity
 TRUNCATION: Final = 8.0  # k: how far below 0 a term of the confidence sequence may lie
-BET_MAX: Final = 0.5
+BETS: Final = tuple(2.0**-k for k in range(1, 9))  # that a sequence is the best of
 OF_KNOWN: Final = 0.25  # what the sequence of `known_terms` has of alpha
 
 
@@ -144,8 +144,8 @@ def confidence_sequence(
 ) -> tuple[Vector, Vector]:
     """(lower, upper), each (n,): with probability 1 - alpha the value of the target lies within them after every decision.
 
-    Decisions may depend on all that went before. Where the target's value itself changes over time they hold an average of
-    it. truncation: k; the model helps more where it is larger, and every bound scales with 1 + k. The better of two such
+    Decisions may depend on all that went before; where the target's value changes over time it is the mean of it so far.
+    truncation: k; the model helps more where it is larger, and every bound scales with 1 + k. The better of two such
     sequences, which share alpha: `bounded_terms` close in on the value in the end, but do without the model where p is small;
     `known_terms` keep the model, and take what they leave out at its worst.
     """
@@ -189,23 +189,24 @@ def known_terms(log: Log, k: float) -> tuple[Vector, Vector]:
 
 def lower_sequence(terms: Vector, alpha: float, *, least: float, guess: float) -> Vector:
     """(n,) lower confidence sequence for the mean of terms that are at least `least`, below 0, and whose mean is at most 1:
-    predictable plug-in empirical Bernstein.
+    empirical Bernstein, the best of several bets, which share alpha.
 
         s = 1 - least        xi = term / s        psi(l) = -log(1 - l) - l
-        L_t = s (sum l xi - log 1/alpha - sum (xi - xi^)^2 psi(l)) / sum l
+        L_t = max over l in BETS:  s (sum xi - (log(|BETS| / alpha) + psi(l) sum (xi - xi^)^2) / l) / t
 
-    xi^ (at first guess / s) and l at each step depend on the steps before alone; xi - xi^ >= -1 makes exp(...) a
-    supermartingale.
+    xi^ (at first guess / s) depends at each step on the steps before alone; xi - xi^ >= -1 makes exp(...) a supermartingale. A
+    bet stays what it is, so the plain mean is held, also of terms whose mean changes with time: the usual bets, which fall with
+    t, hold one in which early terms count for more.
     """
     scale = 1.0 - least
     xi = terms / scale
     steps = np.arange(1, len(xi) + 1)
     centre = np.minimum(_before((guess / scale + np.cumsum(xi)) / (steps + 1), guess / scale), 1.0 / scale)
-    spread = (xi - centre) ** 2
-    variance = _before((0.25 + np.cumsum(spread)) / (steps + 1), 0.25)
-    bet = np.minimum(np.sqrt(2 * math.log(1 / alpha) / (variance * steps * np.log(1 + steps))), BET_MAX)
-    earned = np.cumsum(bet * xi) - math.log(1 / alpha) - np.cumsum(spread * (-np.log1p(-bet) - bet))
-    lower: Vector = scale * earned / np.cumsum(bet)
+    earned, spread = np.cumsum(xi), np.cumsum((xi - centre) ** 2)
+    lower = np.full(len(xi), -np.inf)
+    for bet in BETS:
+        price = (math.log(len(BETS) / alpha) + (-math.log1p(-bet) - bet) * spread) / bet
+        lower = np.maximum(lower, scale * (earned - price) / steps)
     return lower
 
 

@@ -2,6 +2,10 @@
 
 Quality is told of the decisions that were rated, cost of those whose cost is known, each with what the log can say of its
 error. A model that could not be chosen now and then (its window was too small, it was resting) is taken as routed there.
+
+Where one model's answers are rated oftener than another's, all decisions count, and to be seen an outcome must be chosen and
+rated: with probability p_b rho_b, rho_b the share of model b's answers that were rated. This is right where being rated hangs
+on the model and on nothing else; rho is estimated, so no interval holds at every n then.
 """
 
 import math
@@ -21,7 +25,8 @@ AS_ROUTED: Final = "as routed"
 UNIFORM: Final = "uniform random"
 STRATEGY: Final = "the strategy, unramped"
 POSSIBLE_IN: Final = 0.95  # of the decisions, for a model to be told of
-EFFECTIVE_MIN: Final = 10.0  # ratings, below which an estimate of quality is no figure to print
+EFFECTIVE_MIN: Final = 10.0  # outcomes, below which an estimate is no figure to print
+UNEVEN: Final = 4.0  # standard errors by which a model may be rated oftener or seldomer than all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,22 +143,49 @@ def _row(name: str, target: Matrix, traffic: Traffic) -> Row:
         quality, usd = (Told(expected=_mean(target, model)) for model in (believed, model_usd))
         return Row(name, quality, usd, None)
     scale = max(float(np.nanmax(traffic.cost_usd, initial=0.0)), 1e-12)  # a log's outcomes lie within 0..1
-    rated = _log(traffic, target, believed, traffic.quality)
+    rated = _log(traffic, target, believed, traffic.quality, uneven=is_uneven(traffic))
     billed = _log(traffic, target, model_usd / scale, traffic.cost_usd / scale)
-    quality = Told() if rated is None else _quality(rated)
+    even = not is_uneven(traffic)
+    quality = Told() if rated is None else _quality(rated, even=even)
     usd = Told() if billed is None else _scaled(billed, scale)
     against = None if name == AS_ROUTED else _against(rated, usd, traffic)
     return Row(name, quality, usd, against)
 
 
-def _log(traffic: Traffic, target: Matrix, model: Matrix, outcome: Vector) -> Log | None:
-    """Of the decisions whose outcome is known."""
+def is_uneven(traffic: Traffic) -> bool:
+    """Some model's answers were rated oftener than others', and not by chance."""
+    shares = rated_shares(traffic)
+    return bool((shares != shares[0]).any())
+
+
+def rated_shares(traffic: Traffic) -> Vector:
+    """(K,) the share of each model's answers that were rated; that of all answers where the model's own may be the same."""
+    rated = ~np.isnan(traffic.quality)
+    of_all = rated.mean()
+    asked = np.bincount(traffic.chosen, minlength=len(traffic.models))
+    own = np.bincount(traffic.chosen, rated, minlength=len(traffic.models)) / np.maximum(asked, 1)
+    sd = np.sqrt(of_all * (1.0 - of_all) / np.maximum(asked, 1))
+    shares: Vector = np.where(np.abs(own - of_all) > UNEVEN * sd, own, of_all)
+    return shares
+
+
+def _log(
+    traffic: Traffic, target: Matrix, model: Matrix, outcome: Vector, *, uneven: bool = False
+) -> Log | None:
+    """Of the decisions whose outcome is known; None without any, or where the target wants what is never seen."""
     known = ~np.isnan(outcome)
     if not known.any():
         return None
-    return Log(
-        traffic.probabilities[known], traffic.chosen[known], outcome[known], target[known], model[known]
-    )
+    p, chosen = traffic.probabilities, traffic.chosen
+    if uneven:
+        p = p * rated_shares(traffic)
+        p = np.column_stack([p, 1.0 - p.sum(axis=1)])  # the last column: nothing was seen
+        target, model = (np.column_stack([m, np.zeros(len(m))]) for m in (target, model))
+        chosen = np.where(known, chosen, len(traffic.models))
+        outcome, known = np.nan_to_num(outcome), np.ones_like(known)
+    if ((target > 0) & (p == 0))[known].any():
+        return None
+    return Log(p[known], chosen[known], outcome[known], target[known], model[known])
 
 
 def _as_seen(log: Log) -> Log:
@@ -162,12 +194,16 @@ def _as_seen(log: Log) -> Log:
     return replace(log, predicted=np.where(alike, 0.0, log.predicted))
 
 
-def _quality(log: Log) -> Told:
+def _quality(log: Log, *, even: bool) -> Told:
+    found = on_these_requests(_as_seen(log))
+    found = Estimate(min(max(found.value, 0.0), 1.0), found.se)
+    if not even or (log.target == log.probabilities).all():  # of what was routed nothing is unknown
+        return _told(log, found)
     lower, upper = confidence_sequence(_as_seen(log))
-    return _told(log, on_these_requests(_as_seen(log)), float(lower[-1]), float(upper[-1]))
+    return _told(log, found, float(lower[-1]), float(upper[-1]))
 
 
-def _told(log: Log, found: Estimate, lower: float, upper: float) -> Told:
+def _told(log: Log, found: Estimate, lower: float = -math.inf, upper: float = math.inf) -> Told:
     effective = effective_n(log)
     known = math.isfinite(found.se) and effective >= EFFECTIVE_MIN
     return Told(
@@ -183,9 +219,10 @@ def _told(log: Log, found: Estimate, lower: float, upper: float) -> Told:
 
 def _scaled(log: Log, scale: float) -> Told:
     found = on_these_requests(_as_seen(log))
+    known = math.isfinite(found.se) and effective_n(log) >= EFFECTIVE_MIN
     return Told(
-        value=scale * found.value if math.isfinite(found.se) else None,
-        se=scale * found.se,
+        value=scale * found.value if known else None,
+        se=scale * found.se if known else math.inf,
         n=len(log.outcome),
         effective_n=effective_n(log),
         expected=scale * _mean(log.target, log.predicted),
@@ -193,15 +230,24 @@ def _scaled(log: Log, scale: float) -> Told:
 
 
 def _against(rated: Log | None, usd: Told, traffic: Traffic) -> Against:
-    quality = Told()
-    if rated is not None:
-        seen = _as_seen(rated)
-        lower, upper = difference_sequence(seen)
-        lost = Estimate(difference(seen), on_these_requests(seen).se)
-        quality = _told(rated, lost, float(lower[-1]), float(upper[-1]))
+    quality = Told() if rated is None else _lost(rated, traffic)
     paid = float(np.nansum(traffic.cost_usd))
     per_request = usd.expected if usd.value is None else usd.value
     return Against(quality, paid, usd.n * per_request, usd.n * usd.se)
+
+
+def _lost(rated: Log, traffic: Traffic) -> Told:
+    """What was routed minus the target."""
+    seen = _as_seen(rated)
+    found = on_these_requests(seen)
+    if not is_uneven(traffic):
+        lower, upper = difference_sequence(seen)
+        return _told(rated, Estimate(difference(seen), found.se), float(lower[-1]), float(upper[-1]))
+    target = np.column_stack([traffic.probabilities, np.zeros(len(traffic))])
+    if ((target > 0) & (rated.probabilities == 0)).any():
+        return Told(n=len(rated.outcome))
+    routed = on_these_requests(replace(rated, target=target))
+    return _told(rated, Estimate(routed.value - found.value, routed.se + found.se))  # at most
 
 
 def _mean(target: Matrix, model: Matrix) -> float:

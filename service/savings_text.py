@@ -7,12 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from bandit.savings import Against, Row, Told
+from bandit.savings import Against, Row, Told, is_uneven
 from service.savings_log import Read
 
 Z: Final = 1.96
 MANY: Final = 30  # answers of a model, for the share that was rated to mean something
-UNEVEN: Final = 0.1
 HEAD: Final = ("policy", "quality", "95 %, at any n", "worth", "USD/1,000")
 
 
@@ -75,9 +74,15 @@ def notes(read: Read, rows: Sequence[Row]) -> list[str]:
         lines.append("Of several ratings of one decision the mean counts.")
     if rated.mean() < 1.0:
         lines.append("It says nothing of the others, if answers were rated for being good or bad.")
-    if shares and max(shares.values()) - min(shares.values()) > UNEVEN:
+    if is_uneven(traffic):
         lines.append(
-            "Some models' answers were rated more often than others': their ratings may not compare."
+            "Some models' answers were rated oftener than others': quality is corrected for that, as if it hung on the model "
+            "alone, and has no interval that holds at any n."
+        )
+    if (alone := float(((traffic.probabilities > 0).sum(axis=1) == 1).mean())) > 0:
+        lines.append(
+            f"In {alone:.1%} of the decisions there was one model to choose, as where a conversation keeps its own: they count "
+            "as routed for every policy."
         )
     if any(row.usd.n == 0 and math.isfinite(row.usd.expected) for row in rows):
         lines.append("~: expected by the router, and not measured: nothing was chosen so.")
@@ -101,7 +106,9 @@ def headline(policy: str, against: Against) -> str:
 def _lost(quality: Told) -> str:
     if quality.n == 0:
         return "quality unknown"
-    interval = f"[{100 * quality.lower:+.1f}, {100 * quality.upper:+.1f}]"
+    interval = ""
+    if math.isfinite(quality.upper):
+        interval = f" [{100 * quality.lower:+.1f}, {100 * quality.upper:+.1f}]"
     if quality.value is None:
-        return f"quality: the log cannot tell, {interval} points"
-    return f"quality {100 * quality.value:+.1f} +- {100 * Z * quality.se:.1f} points {interval}"
+        return f"quality: the log cannot tell{f',{interval} points' if interval else ''}"
+    return f"quality {100 * quality.value:+.1f} +- {100 * Z * quality.se:.1f} points{interval}"

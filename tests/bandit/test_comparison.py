@@ -135,8 +135,8 @@ def test_what_has_a_small_propensity_is_taken_at_its_worst_and_the_rest_kept():
     assert not loss[4000:].any()
     lower, upper = confidence_sequence(log)
     half = value_of(SECOND) / 2
-    assert lower[-1] == pytest.approx(half, abs=0.08)
-    assert upper[-1] == pytest.approx(half + 0.5, abs=0.08)
+    assert lower[-1] == pytest.approx(half, abs=0.13)
+    assert upper[-1] == pytest.approx(half + 0.5, abs=0.13)
 
 
 def test_a_bound_depends_on_nothing_that_comes_after_it():

@@ -248,3 +248,16 @@ def test_the_value_of_another_policy_is_told_from_the_routers_own_decisions():
         assert lower[-1] <= 0.5 <= upper[-1]
     for value in np.array(found).T:
         assert abs(value.mean() - 0.5) < 3 * value.std(ddof=1) / math.sqrt(len(value))
+
+
+def test_a_sequence_holds_the_plain_mean_of_what_changes_over_time():
+    """As a router that learns does: poor at first, good for long. Bets that fall with time would weigh the start more."""
+    means = np.r_[np.full(1500, 0.6), np.full(28_500, 0.9)]
+    so_far = np.cumsum(means) / np.arange(1, len(means) + 1)
+    for seed in range(6):
+        outcome = (np.random.default_rng(seed).random(len(means)) < means).astype(float)
+        ones = np.ones((len(means), 1))
+        log = Log(ones, np.zeros(len(means), dtype=np.int64), outcome, ones, np.zeros_like(ones))
+        lower, upper = confidence_sequence(log)
+        assert ((lower <= so_far) & (so_far <= upper)).all()
+        assert upper[-1] - lower[-1] < 0.15

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bandit.savings import AS_ROUTED, STRATEGY, UNIFORM, Traffic, always, dearest, possible, rows
+from bandit.savings import AS_ROUTED, STRATEGY, UNIFORM, Traffic, always, dearest, is_uneven, possible, rows
 
 MODELS = ("small", "large")
 QUALITY = np.array([[0.9, 0.95], [0.4, 0.9]])  # by kind of request
@@ -133,3 +133,40 @@ def test_of_no_decision_nothing_is_told():
     none = Traffic(MODELS, *(np.zeros((0, 2)) for _ in range(4)), *(traffic.chosen[:0],) * 3)
     with pytest.raises(ValueError, match="no decision"):
         rows(none)
+
+
+def test_models_that_are_rated_at_different_rates_are_told_of_as_if_they_were_not():
+    """The large one's answers five times as often: by the logged probabilities it would be far better than perfect."""
+    held = []
+    for seed in range(20):
+        traffic, _ = world(20_000, seed, rated=1.0)
+        rng = np.random.default_rng([seed, 1])
+        rated = rng.random(20_000) < np.where(traffic.chosen == 1, 0.25, 0.05)
+        found = told(replace(traffic, quality=np.where(rated, traffic.quality, np.nan)))
+        for policy, true in (
+            (always("small"), QUALITY[:, 0].mean()),
+            (always("large"), QUALITY[:, 1].mean()),
+        ):
+            quality, lost = found[policy].quality, found[policy].against.quality
+            routed = (CHOICE * QUALITY).sum(axis=1).mean()
+            held += [
+                abs(quality.value - true) < 2 * quality.se,
+                abs(lost.value - (routed - true)) < 2 * lost.se,
+            ]
+            assert (quality.lower, quality.upper) == (-math.inf, math.inf)
+        assert found[AS_ROUTED].quality.value == pytest.approx(
+            (CHOICE * QUALITY).sum(axis=1).mean(), abs=0.04
+        )
+    assert np.mean(held) > 0.85
+
+
+def test_a_model_that_is_never_rated_gets_no_quality_and_its_cost():
+    traffic, _ = world(5000, 1, rated=1.0)
+    found = told(replace(traffic, quality=np.where(traffic.chosen == 0, np.nan, traffic.quality)))
+    assert found[always("small")].quality.value is None
+    assert found[always("small")].usd.value is not None
+    assert found[always("large")].quality.value == pytest.approx(QUALITY[:, 1].mean(), abs=0.05)
+
+
+def test_chance_is_not_taken_for_uneven_rating():
+    assert not any(is_uneven(world(1500, seed, rated=0.02)[0]) for seed in range(50))

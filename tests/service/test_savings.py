@@ -214,4 +214,4 @@ def test_ratings_that_hang_on_the_model_are_told(site, capsys):
     assert site.run() == 0
     said = capsys.readouterr().out
     assert "(62.5%: one 100.0%, two 25.0%), by user 125." in said
-    assert "Some models' answers were rated more often than others'" in said
+    assert "Some models' answers were rated oftener than others'" in said
