@@ -1,8 +1,8 @@
 """`python -m service savings`: what the router saved, told from the decision log of its own traffic.
 
 Per route a table: the policy as it routed, beside each fixed model and chance, as far as the log can tell. Quality is that of
-the decisions that were rated, by a doubly robust estimate; [lower, upper] hold with 95 % whenever one looks. +- is 1.96 standard
-errors. worth: so many ratings of the policy's own choosing the log is worth; where it is too little, - stands. ~: expected by the router,
+the decisions that were rated, by a doubly robust estimate; [lower, upper] hold with 95 % at every length of one growing log, each
+row by itself, if ratings come with their decisions and hang on nothing but the model. +- is 1.96 standard errors. worth: so many ratings of the policy's own choosing the log is worth; where it is too little, - stands. ~: expected by the router,
 and not measured, where a strategy runs in shadow.
 """
 
