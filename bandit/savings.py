@@ -26,6 +26,7 @@ UNIFORM: Final = "uniform random"
 STRATEGY: Final = "the strategy, unramped"
 POSSIBLE_IN: Final = 0.95  # of the decisions, for a model to be told of
 EFFECTIVE_MIN: Final = 10.0  # outcomes, below which an estimate is no figure to print
+EXPECTED_MIN: Final = 5.0  # ratings that a model's answers should have, for their number to mean something
 UNEVEN: Final = 4.0  # standard errors by which a model may be rated oftener or seldomer than all
 
 
@@ -165,7 +166,8 @@ def rated_shares(traffic: Traffic) -> Vector:
     asked = np.bincount(traffic.chosen, minlength=len(traffic.models))
     own = np.bincount(traffic.chosen, rated, minlength=len(traffic.models)) / np.maximum(asked, 1)
     sd = np.sqrt(of_all * (1.0 - of_all) / np.maximum(asked, 1))
-    shares: Vector = np.where(np.abs(own - of_all) > UNEVEN * sd, own, of_all)
+    many = asked * of_all >= EXPECTED_MIN
+    shares: Vector = np.where(many & (np.abs(own - of_all) > UNEVEN * sd), own, of_all)
     return shares
 
 

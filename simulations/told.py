@@ -36,7 +36,7 @@ def beside_the_truth(report: Mapping[str, Any], truth: Sequence[Row]) -> str:
     for policy in report["policies"]:
         name = NAMES.get(policy["policy"], policy["policy"])
         quality, usd, row = policy["quality"], policy["usd"], true[name]
-        interval = f"{quality['lower']:.2f} .. {quality['upper']:.2f}"
+        interval = "-" if quality["lower"] is None else f"{quality['lower']:.2f} .. {quality['upper']:.2f}"
         told = _figure(quality, 1.0), interval, f"{row.quality:.3f}"
         lines.append((name, *told, _figure(usd, 1000.0), f"{row.usd_per_1000:.3f}"))
     return f"{plain(lines)}\n{report['said']}"

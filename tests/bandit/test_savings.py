@@ -168,5 +168,7 @@ def test_a_model_that_is_never_rated_gets_no_quality_and_its_cost():
     assert found[always("large")].quality.value == pytest.approx(QUALITY[:, 1].mean(), abs=0.05)
 
 
-def test_chance_is_not_taken_for_uneven_rating():
+def test_neither_chance_nor_a_model_that_nobody_asked_is_taken_for_uneven_rating():
     assert not any(is_uneven(world(1500, seed, rated=0.02)[0]) for seed in range(50))
+    never = np.tile([1.0, 0.0], (2, 1)) + [[-1e-4, 1e-4]] * 2
+    assert not any(is_uneven(world(1500, seed, by=never, rated=1.0)[0]) for seed in range(20))
