@@ -27,12 +27,13 @@ class Pacers:
         return aimed(policy, pacer.objective())
 
     def decided(self, decision: Decision, route: ServedRoute) -> None:
+        """Told at list prices: what a conversation saves by its cache is in its expected cost, and is no new price."""
         pacer = self._of(route)
         if pacer is not None:
             pacer.decided(
                 decision.decision_id,
                 decision.arm.name,
-                decision.candidates,
+                [route.models[arm.name].arm for arm in decision.candidates],
                 decision.quality_mean,
                 decision.cost_usd,
                 decision.typical,
