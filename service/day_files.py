@@ -3,6 +3,7 @@
 Whole batches are appended: one that could not be written to its end is taken back, so that it can be written again.
 """
 
+import logging
 import os
 import re
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 NAME: Final = re.compile(r"decisions-(\d{4}-\d{2}-\d{2})-[0-9a-f]+\.jsonl")
+log = logging.getLogger(__name__)
 
 
 class DayFiles:
@@ -32,8 +34,8 @@ class DayFiles:
         finally:
             os.close(file)
         if self._pruned != today:
-            self._prune(today - timedelta(days=self._days))
             self._pruned = today
+            self._prune(today - timedelta(days=self._days))
 
     def _append(self, file: int, lines: bytes) -> None:
         size = os.fstat(file).st_size
@@ -50,7 +52,13 @@ class DayFiles:
         self._torn = False
 
     def _prune(self, oldest: date) -> None:
-        for path in sorted(self._folder.iterdir()):
+        """What cannot be removed stays: the lines are written already, and are not to be written again."""
+        try:
+            paths = sorted(self._folder.iterdir())
+        except OSError as error:
+            log.warning("old files of the decision log are not removed today: %s", error)
+            return
+        for path in paths:
             day = day_of(path)
             if day is not None and day < oldest:
                 with suppress(OSError):

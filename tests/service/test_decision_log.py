@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -182,6 +183,26 @@ def test_a_file_for_each_day_and_process_and_old_ones_removed(tmp_path):
     days = sorted((str(day_of(path)), path.read_text()) for path in tmp_path.iterdir() if day_of(path))
     assert days == [(f"2026-03-0{day}", "{}\n") for day in (6, 7, 8, 9)]
     assert foreign.exists()
+
+
+def test_where_old_files_cannot_be_found_lines_are_written_once_and_it_is_said_once_a_day(
+    tmp_path, monkeypatch, caplog
+):
+    def unreadable(_):
+        raise PermissionError(13, "Permission denied")
+
+    old = tmp_path / "decisions-2026-01-01-b2.jsonl"
+    old.touch()
+    files = DayFiles(tmp_path, worker="a1", days=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", unreadable)
+        for n in range(3):
+            files.append(b'{"n": %d}\n' % n, NOON)
+    (own,) = (path for path in tmp_path.iterdir() if path != old)
+    assert own.read_text() == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    files.append(b"{}\n", NOON + DAY_S)
+    assert not old.exists()
 
 
 def test_a_batch_that_was_written_in_part_is_taken_back(tmp_path, monkeypatch):
