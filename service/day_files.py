@@ -1,6 +1,7 @@
 """Lines in one file for each UTC day, and files of days that are long gone removed.
 
 Whole batches are appended: one that could not be written to its end is taken back, so that it can be written again.
+Nobody else may read them: who knows a decision's id may rate it.
 """
 
 import logging
@@ -26,9 +27,9 @@ class DayFiles:
     def append(self, lines: bytes, now: float) -> None:
         """now: Unix seconds. The file is opened anew each time, so that one that was moved away is made again. OSError."""
         today = datetime.fromtimestamp(now, UTC).date()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / f"decisions-{today}-{self._worker}.jsonl"
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._append(file, lines)
         finally:

@@ -185,6 +185,14 @@ def test_a_file_for_each_day_and_process_and_old_ones_removed(tmp_path):
     assert foreign.exists()
 
 
+def test_nobody_else_may_read_the_files_whose_ids_allow_rating(tmp_path):
+    folder = tmp_path / "log"
+    DayFiles(folder, worker="a1", days=3).append(b"{}\n", NOON)
+    (path,) = folder.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_where_old_files_cannot_be_found_lines_are_written_once_and_it_is_said_once_a_day(
     tmp_path, monkeypatch, caplog
 ):
