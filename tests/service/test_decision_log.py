@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -170,6 +171,47 @@ async def test_a_batch_that_is_being_written_does_not_hold_up_what_comes():
     assert await writing
     assert files.lines.count(b"\n") == 3
     await kept.close()
+
+
+async def test_a_batch_that_is_being_written_when_the_loop_is_cancelled_is_not_lost():
+    class Slow(Disk):
+        def append(self, lines, now):
+            started.set()
+            assert free.wait(10)
+            super().append(lines, now)
+
+    started, free, files = threading.Event(), threading.Event(), Slow()
+    kept = DecisionLog(files, lambda: NOON)
+    for n in range(3):
+        kept.called(f"rt-{n}", ANSWERED)
+    writing = asyncio.create_task(kept.tick())
+    assert await asyncio.to_thread(started.wait, 10)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert (kept.waiting, kept.dropped, kept._held_bytes) == (3, 0, 3 * decision_log.SMALL_BYTES)
+    free.set()  # and the disk was away for what was being written
+    await asyncio.to_thread(kept._disk.submit(lambda: None).result)
+    files.is_away = False
+    await kept.close()
+    assert [json.loads(line)["decision_id"] for line in files.lines.splitlines()] == ["rt-0", "rt-1", "rt-2"]
+
+
+async def test_a_record_that_cannot_be_read_is_dropped_alone_and_counted_once(caplog):
+    files = Disk()
+    kept = DecisionLog(files, lambda: NOON)
+    kept.called("rt-1", ANSWERED)
+    kept.decided("default.auto", "rt-2", b"no record")
+    kept.called("rt-3", ANSWERED)
+    for _ in range(2):
+        assert not await kept.tick()
+    assert (kept.waiting, kept.dropped) == (2, 1)
+    files.is_away = False
+    kept.decided("default.auto", "rt-4", b"no record")
+    await kept.close()
+    assert [json.loads(line)["decision_id"] for line in files.lines.splitlines()] == ["rt-1", "rt-3"]
+    assert (kept.waiting, kept.dropped, kept._held_bytes) == (0, 2, 0)
+    assert sum("cannot be made" in r.message for r in caplog.records) == 2
 
 
 def test_a_file_for_each_day_and_process_and_old_ones_removed(tmp_path):
