@@ -18,6 +18,7 @@ import orjson
 from bandit.savings import Traffic
 from bandit.types import Matrix
 from service.day_files import day_of
+from service.outcomes import UNANSWERED
 
 ROUNDED_USD: Final = 1e-9  # a bill is a difference: one of nothing may come out below 0, by less than this
 
@@ -166,8 +167,9 @@ class DecisionLogs:
         """As charged, or as all of its calls were billed; NaN where nobody knows."""
         in_turn = sorted(self._charges.get(key, {}).values(), key=lambda charge: charge[0])
         charged = [usd for _, usd in in_turn if usd is not None]
-        billed = [usd for *_, usd in self._calls.get(key, ()) if usd is not None]
-        return float(charged[-1] if charged else max(sum(billed), 0.0) if billed else np.nan)
+        billed = [usd for *_, usd in self._calls.get(key, ())]
+        known = billed and None not in billed
+        return float(charged[-1] if charged else max(sum(billed), 0.0) if known else np.nan)
 
     def _read(self, path: Path) -> None:
         self.files += 1
@@ -186,6 +188,8 @@ class DecisionLogs:
                 self._decided[key] = _Decided.of(line, self._names)
             case "call":  # written twice it counts once
                 status, cost_usd = line["status"], _within(line["cost_usd"], least=-ROUNDED_USD)
+                if cost_usd is None and status in UNANSWERED:
+                    cost_usd = 0.0
                 told = (status, line["model"], line["latency_s"], cost_usd)
                 self._calls.setdefault(key, set()).add(told)
             case "rating":

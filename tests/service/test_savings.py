@@ -148,6 +148,16 @@ def test_a_call_of_somebody_else_is_none_of_ours(site, cost_usd):
     assert found.of("default.auto").traffic.cost_usd.tolist() == [0.002]
 
 
+@pytest.mark.parametrize("status", ["failed", "full", "refused"])
+def test_a_call_that_nobody_answered_costs_nothing_where_no_cost_is_known(site, status):
+    site.write("a1", *(decision(f"d{n}") for n in range(1, 6)))
+    site.write("a1", call("d1", None, status=status), call("d2", 0.25, status=status))
+    site.write("a1", call("d3", None, status=status), call("d3", 0.002))
+    site.write("a1", call("d4", None, status=status), call("d4", None), call("d5", None, status="aborted"))
+    costs = traffic(site).traffic.cost_usd.tolist()
+    assert costs == pytest.approx([0.0, 0.25, 0.002, np.nan, np.nan], nan_ok=True)
+
+
 def test_what_is_torn_or_no_line_of_ours_is_counted_and_told(site, capsys):
     torn = json.dumps(decision("d9"))[:100]
     wrong = [
