@@ -83,7 +83,8 @@ class Pacer:
         cost_usd: Vector,
         typical: Vector | None = None,
     ) -> None:
-        """After a decision: its expected cost is charged, once. quality, cost_usd (K,): expected, of each candidate.
+        """After a decision: its expected cost is charged, once. candidates: at their list prices, for any other is taken for a
+        price that changed. quality, cost_usd (K,): expected, of each candidate, at what this request would really cost.
         typical (K,): its expected quality over all traffic; None: what is believed of it never changes.
         """
         if decision_id in self._unsettled:

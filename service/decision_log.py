@@ -92,21 +92,39 @@ class DecisionLog:
     async def tick(self) -> bool:
         """Write what waits; False where the disk does not take it, and then it waits on."""
         while self._held:
-            batch = [self._take() for _ in range(min(LINES_AT_ONCE, len(self._held)))]
-            lines = b"".join(held.line() for held in batch)
+            batch = self._batch()
+            lines = b"".join(line for _, line in batch)
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(self._disk, self._files.append, lines, self._clock())
+            except asyncio.CancelledError:  # written or not: a line that stands twice counts once
+                self._put_back([held for held, _ in batch])
+                raise
             except OSError as error:
-                self._held.extendleft(reversed(batch))
-                self._held_bytes += sum(held.size_bytes for held in batch)
-                self._shorten()
+                self._put_back([held for held, _ in batch])
                 self._disk_away(error)
                 return False
         if self.error is not None:
             log.warning("the decision log is written again; %d lines were dropped so far", self.dropped)
             self.error = None
         return True
+
+    def _batch(self) -> list[tuple[_Held, bytes]]:
+        """The next lines, made. One that cannot be made is dropped, alone."""
+        batch = []
+        for _ in range(min(LINES_AT_ONCE, len(self._held))):
+            held = self._take()
+            try:
+                batch.append((held, held.line()))
+            except Exception:  # whatever it is, the others are written
+                self.dropped += 1
+                log.exception("a line of the decision log cannot be made")
+        return batch
+
+    def _put_back(self, batch: list[_Held]) -> None:
+        self._held.extendleft(reversed(batch))
+        self._held_bytes += sum(held.size_bytes for held in batch)
+        self._shorten()
 
     async def run(self) -> None:
         """Tick until cancelled."""

@@ -14,6 +14,8 @@ from typing import Final, Literal, Protocol
 KEPT: Final = 5_000
 
 Status = Literal["answered", "aborted", "failed", "full", "refused"]
+# Where nobody knows what such a call cost, it cost nothing.
+UNANSWERED: Final[tuple[Status, ...]] = ("failed", "full", "refused")
 
 
 @dataclass(frozen=True, slots=True)

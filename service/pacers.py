@@ -7,7 +7,7 @@ from bandit.decide import Decision
 from bandit.objective import Quality, QualityUnderBudget
 from bandit.pacing import Pacer
 from bandit.policy import Policy, aimed, objective_of
-from service.outcomes import Outcome
+from service.outcomes import UNANSWERED, Outcome
 from service.routes import ServedRoute
 
 
@@ -27,12 +27,13 @@ class Pacers:
         return aimed(policy, pacer.objective())
 
     def decided(self, decision: Decision, route: ServedRoute) -> None:
+        """Told at list prices: what a conversation saves by its cache is in its expected cost, and is no new price."""
         pacer = self._of(route)
         if pacer is not None:
             pacer.decided(
                 decision.decision_id,
                 decision.arm.name,
-                decision.candidates,
+                [route.models[arm.name].arm for arm in decision.candidates],
                 decision.quality_mean,
                 decision.cost_usd,
                 decision.typical,
@@ -45,7 +46,7 @@ class Pacers:
         if outcome.stage_of is not None:
             return
         cost_usd = outcome.cost_usd
-        if outcome.status in ("failed", "full", "refused"):
+        if outcome.status in UNANSWERED:
             cost_usd = (cost_usd or 0.0) if outcome.stages else 0.0
         if cost_usd is not None:
             for pacer in self._pacers.values():

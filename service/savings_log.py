@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import orjson
@@ -18,6 +18,9 @@ import orjson
 from bandit.savings import Traffic
 from bandit.types import Matrix
 from service.day_files import day_of
+from service.outcomes import UNANSWERED
+
+ROUNDED_USD: Final = 1e-9  # a bill is a difference: one of nothing may come out below 0, by less than this
 
 
 class LogError(ValueError):
@@ -162,9 +165,11 @@ class DecisionLogs:
 
     def _cost_usd(self, key: str) -> float:
         """As charged, or as all of its calls were billed; NaN where nobody knows."""
-        charged = [usd for _, usd in sorted(self._charges.get(key, {}).values()) if usd is not None]
-        billed = [usd for *_, usd in self._calls.get(key, ()) if usd is not None]
-        return float(charged[-1] if charged else max(sum(billed), 0.0) if billed else np.nan)
+        in_turn = sorted(self._charges.get(key, {}).values(), key=lambda charge: charge[0])
+        charged = [usd for _, usd in in_turn if usd is not None]
+        billed = [usd for *_, usd in self._calls.get(key, ())]
+        known = billed and None not in billed
+        return float(charged[-1] if charged else max(sum(billed), 0.0) if known else np.nan)
 
     def _read(self, path: Path) -> None:
         self.files += 1
@@ -182,7 +187,10 @@ class DecisionLogs:
             case "decision":
                 self._decided[key] = _Decided.of(line, self._names)
             case "call":  # written twice it counts once
-                told = tuple(line[name] for name in ("status", "model", "latency_s", "cost_usd"))
+                status, cost_usd = line["status"], _within(line["cost_usd"], least=-ROUNDED_USD)
+                if cost_usd is None and status in UNANSWERED:
+                    cost_usd = 0.0
+                told = (status, line["model"], line["latency_s"], cost_usd)
                 self._calls.setdefault(key, set()).add(told)
             case "rating":
                 _later(self._ratings.setdefault(key, {}), line, line["quality"], most=1.0)
@@ -196,11 +204,17 @@ def _later(
     given: dict[str, tuple[float, float | None]], line: Mapping[str, Any], value: float | None, *, most: float
 ) -> None:
     """The value accepted last counts. ValueError for one that is none."""
-    if not (value is None or 0 <= value <= most):
-        raise ValueError(f"a value is from 0 to {most:g}")
+    value = _within(value, most=most)
     source, at = line["source"], float(line["at"])
     if source not in given or given[source][0] <= at:
         given[source] = (at, value)
+
+
+def _within(value: float | None, *, least: float = 0.0, most: float = np.inf) -> float | None:
+    """ValueError or TypeError for what is no such number."""
+    if not (value is None or least <= value <= most):
+        raise ValueError(f"a value is from {least:g} to {most:g}")
+    return value
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:

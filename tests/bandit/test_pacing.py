@@ -320,7 +320,7 @@ def test_only_what_half_of_the_credit_covers_may_be_called_and_the_cheapest_alwa
     ("factor", "at_once"), [(60.0, True), (1 / 60, True), (1.2, False), (1 / 1.2, False)]
 )
 def test_a_price_that_jumps_is_solved_for_at_once_and_a_small_change_with_the_next_solution(factor, at_once):
-    """A conversation's own price, lower by what is cached, must not cost a solution at each request."""
+    """Prices that creep must not cost a solution at each request."""
     quality, cost_usd = requests(200)
     pacer = Pacer(0.0005)
     for i in range(10 * EVERY):

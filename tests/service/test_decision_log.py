@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import threading
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -171,6 +173,47 @@ async def test_a_batch_that_is_being_written_does_not_hold_up_what_comes():
     await kept.close()
 
 
+async def test_a_batch_that_is_being_written_when_the_loop_is_cancelled_is_not_lost():
+    class Slow(Disk):
+        def append(self, lines, now):
+            started.set()
+            assert free.wait(10)
+            super().append(lines, now)
+
+    started, free, files = threading.Event(), threading.Event(), Slow()
+    kept = DecisionLog(files, lambda: NOON)
+    for n in range(3):
+        kept.called(f"rt-{n}", ANSWERED)
+    writing = asyncio.create_task(kept.tick())
+    assert await asyncio.to_thread(started.wait, 10)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert (kept.waiting, kept.dropped, kept._held_bytes) == (3, 0, 3 * decision_log.SMALL_BYTES)
+    free.set()  # and the disk was away for what was being written
+    await asyncio.to_thread(kept._disk.submit(lambda: None).result)
+    files.is_away = False
+    await kept.close()
+    assert [json.loads(line)["decision_id"] for line in files.lines.splitlines()] == ["rt-0", "rt-1", "rt-2"]
+
+
+async def test_a_record_that_cannot_be_read_is_dropped_alone_and_counted_once(caplog):
+    files = Disk()
+    kept = DecisionLog(files, lambda: NOON)
+    kept.called("rt-1", ANSWERED)
+    kept.decided("default.auto", "rt-2", b"no record")
+    kept.called("rt-3", ANSWERED)
+    for _ in range(2):
+        assert not await kept.tick()
+    assert (kept.waiting, kept.dropped) == (2, 1)
+    files.is_away = False
+    kept.decided("default.auto", "rt-4", b"no record")
+    await kept.close()
+    assert [json.loads(line)["decision_id"] for line in files.lines.splitlines()] == ["rt-1", "rt-3"]
+    assert (kept.waiting, kept.dropped, kept._held_bytes) == (0, 2, 0)
+    assert sum("cannot be made" in r.message for r in caplog.records) == 2
+
+
 def test_a_file_for_each_day_and_process_and_old_ones_removed(tmp_path):
     foreign = tmp_path / "decisions-2020-01-01-notes.jsonl"
     foreign.write_text("of somebody else")
@@ -182,6 +225,34 @@ def test_a_file_for_each_day_and_process_and_old_ones_removed(tmp_path):
     days = sorted((str(day_of(path)), path.read_text()) for path in tmp_path.iterdir() if day_of(path))
     assert days == [(f"2026-03-0{day}", "{}\n") for day in (6, 7, 8, 9)]
     assert foreign.exists()
+
+
+def test_nobody_else_may_read_the_files_whose_ids_allow_rating(tmp_path):
+    folder = tmp_path / "log"
+    DayFiles(folder, worker="a1", days=3).append(b"{}\n", NOON)
+    (path,) = folder.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_where_old_files_cannot_be_found_lines_are_written_once_and_it_is_said_once_a_day(
+    tmp_path, monkeypatch, caplog
+):
+    def unreadable(_):
+        raise PermissionError(13, "Permission denied")
+
+    old = tmp_path / "decisions-2026-01-01-b2.jsonl"
+    old.touch()
+    files = DayFiles(tmp_path, worker="a1", days=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", unreadable)
+        for n in range(3):
+            files.append(b'{"n": %d}\n' % n, NOON)
+    (own,) = (path for path in tmp_path.iterdir() if path != old)
+    assert own.read_text() == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    files.append(b"{}\n", NOON + DAY_S)
+    assert not old.exists()
 
 
 def test_a_batch_that_was_written_in_part_is_taken_back(tmp_path, monkeypatch):

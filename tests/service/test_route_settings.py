@@ -8,6 +8,7 @@ import pytest
 
 from bandit.features import DIMENSION, TASKS, task_bucket
 from bandit.latency import LatencyStatistics, LogTimes
+from bandit.pacing import EVERY
 from bandit.prompt import Prompt
 from feedback.records import decode_record
 from service.config import parse_settings
@@ -22,10 +23,11 @@ routes:
   auto:
     models: [small, large]
 """
+LONG = [{"role": "user", "content": "word " * 20_000}]
 
 
-def started(start_lab, scripts, settings: str):
-    lab = start_lab(HEAD + settings)
+def started(start_lab, scripts, settings: str, head: str = HEAD):
+    lab = start_lab(head + settings)
     lab.says(**{name: scripts.says(200, scripts.completion(name)) for name in ("small", "large")})
     return lab
 
@@ -75,6 +77,28 @@ def test_a_budget_aims_every_decision_and_its_ledger_settles_at_what_was_billed(
     )
     assert pacer.credit == pytest.approx(40 - spent / 0.002)
     assert spent <= 41 * 0.002
+
+
+def test_a_conversations_cached_price_is_no_new_price_for_its_budget(start_lab, scripts, monkeypatch):
+    """One turn is answered by the model that holds its cache, at a hundredth of the price: other requests' costs stand."""
+    lab = started(
+        start_lab,
+        scripts,
+        "    objective: quality\n    budget_usd_per_request: 0.002\n",
+        head=HEAD.replace("mtok_out: 2}", "mtok_out: 2, price_usd_per_mtok_cached_in: 0.01}"),
+    )
+    for turn in range(EVERY + 4):
+        lab.ask(router={"session": "long" if turn == EVERY + 3 else f"s-{turn}"}, messages=LONG)
+    pacer, solved = lab.gateway.pipeline._pacers._pacers["default.auto"], []
+    monkeypatch.setattr(pacer, "_solve", lambda: solved.append(pacer.requests))
+    before = pacer._offers._cost_usd.copy()
+    assert lab.ask(router={"session": "long"}, messages=LONG).json()["model"] == "small"
+    row, column = EVERY + 4, pacer._offers._columns["small"]
+    after = pacer._offers._cost_usd
+    assert pacer.requests == row + 1
+    assert after[row, column] < before[row - 1, column] / 10, "what the turn itself costs is told as it is"
+    assert np.array_equal(np.delete(after, row, axis=0), np.delete(before, row, axis=0))
+    assert not solved
 
 
 def test_a_request_with_an_objective_of_its_own_is_not_paced(start_lab, scripts):

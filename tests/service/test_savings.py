@@ -132,6 +132,32 @@ def test_a_call_that_was_written_twice_is_billed_once_and_a_charge_replaces_the_
     assert traffic(site).traffic.cost_usd.tolist() == pytest.approx([0.005, 0.5, np.nan, np.nan], nan_ok=True)
 
 
+def test_charges_of_one_moment_are_no_trouble_though_one_is_withdrawn(site):
+    charge = {"kind": "charge", "decision_id": "d1", "cost_usd": 0.5, "at": AT}
+    withdrawn = charge | {"source": "b", "cost_usd": None}
+    site.write("a1", decision("d1"), call("d1"), withdrawn, charge | {"source": "a"})
+    site.write("a1", *(line | {"decision_id": "d2"} for line in (decision("d2"), call("d2"), withdrawn)))
+    assert traffic(site).traffic.cost_usd.tolist() == [0.5, 0.002]
+
+
+@pytest.mark.parametrize("cost_usd", ["0.1", -0.5, [1], {"usd": 1}])
+def test_a_call_of_somebody_else_is_none_of_ours(site, cost_usd):
+    site.write("a1", decision("d1"), call("d1"), call("d1", cost_usd, latency_s=0.7), call("d1", -1e-19))
+    found = DecisionLogs.read([site.log])
+    assert found.torn == 1
+    assert found.of("default.auto").traffic.cost_usd.tolist() == [0.002]
+
+
+@pytest.mark.parametrize("status", ["failed", "full", "refused"])
+def test_a_call_that_nobody_answered_costs_nothing_where_no_cost_is_known(site, status):
+    site.write("a1", *(decision(f"d{n}") for n in range(1, 6)))
+    site.write("a1", call("d1", None, status=status), call("d2", 0.25, status=status))
+    site.write("a1", call("d3", None, status=status), call("d3", 0.002))
+    site.write("a1", call("d4", None, status=status), call("d4", None), call("d5", None, status="aborted"))
+    costs = traffic(site).traffic.cost_usd.tolist()
+    assert costs == pytest.approx([0.0, 0.25, 0.002, np.nan, np.nan], nan_ok=True)
+
+
 def test_what_is_torn_or_no_line_of_ours_is_counted_and_told(site, capsys):
     torn = json.dumps(decision("d9"))[:100]
     wrong = [
