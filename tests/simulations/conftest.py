@@ -70,7 +70,7 @@ def endpoint():
     server.base_url = f"http://127.0.0.1:{server.server_port}/v1"
     server.vector_of = vector_of
     server.asked, server.reply = [], lambda rows: (200, {"data": rows[::-1]})
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()
