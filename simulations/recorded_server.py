@@ -37,6 +37,7 @@ TOKENS_TIMED_MAX: Final = (
     16_384  # an arm metered in nano-dollars counts money as tokens: nobody waits for those
 )
 CHUNKS_MAX: Final = 20
+LEAVE_S: Final = 1  # calls that never end are ended then, where the server is told to end
 CHARS_PER_TOKEN: Final = 4
 CACHED_TOKENS_MIN: Final = 1024  # a shorter beginning is not kept by any provider
 
@@ -274,7 +275,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     app = create_app(dataset, time_scale=options.time_scale)
-    config = uvicorn.Config(app, host=options.host, port=options.port, access_log=False, log_level="warning")
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=LEAVE_S,
+    )
     _Announcing(config).run()
     return 0
 
