@@ -31,12 +31,13 @@ FLAKY, FROZEN = "mistral-large-2512", "gemini-2.5-pro"
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request as its client saw it. at_s: when it was answered, since the beginning."""
+    """One request as its client saw it. at_s: when it was answered, since the beginning. error: what a refused one was told."""
 
     at_s: float
     ms: float
     status: int
     model: str
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ async def _ask(client: httpx.AsyncClient, text: str, began: float) -> tuple[Seen
     reply = await client.post("/v1/chat/completions", json=body)
     now = time.monotonic()
     model = reply.headers.get("x-router-model", "")
-    seen = Seen(now - began, 1000 * (now - started), reply.status_code, model)
+    error = "" if reply.status_code == 200 else reply.text
+    seen = Seen(now - began, 1000 * (now - started), reply.status_code, model, error)
     return seen, reply.headers.get("x-router-decision-id", "")
 
 
