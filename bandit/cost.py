@@ -14,12 +14,13 @@ next decision and spoils nothing that was learned.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from bandit.arms import Arm
-from bandit.lengths import Lengths
+from bandit.lengths import Lengths, LengthSums
 from bandit.statistics import CallStatistics
 from bandit.types import Matrix, Needs, Vector
 
@@ -27,6 +28,7 @@ PSEUDO_CALLS: Final = 5.0  # k
 TYPICAL_TOKENS_OUT: Final = 300.0  # an answer's length before any was seen
 PARTS_KEPT: Final = 32  # choices of arms for which a model keeps its rows gathered
 NO_CALLS: Final = CallStatistics()
+NO_LENGTHS: Final[LengthSums] = MappingProxyType({})
 _IN_RATIO, _OUT, _CORRECTION, _UNPRICED = range(4)  # columns of `CostModel.usual`
 
 
@@ -45,10 +47,11 @@ class CostModel:
     _parts: "dict[tuple[str, ...], _Part]" = field(default_factory=dict, repr=False)
 
     @classmethod
-    def fit(cls, calls: Mapping[str, CallStatistics]) -> "CostModel":
+    def fit(cls, calls: Mapping[str, CallStatistics], lengths: LengthSums = NO_LENGTHS) -> "CostModel":
+        """lengths: see bandit.lengths; of arms that have calls."""
         pooled = sum(calls.values(), start=NO_CALLS)
         usual = np.array([_usual(seen, pooled) for seen in (*calls.values(), NO_CALLS)])
-        return cls({arm: k for k, arm in enumerate(calls)}, usual, Lengths.fit(calls), calls)
+        return cls({arm: k for k, arm in enumerate(calls)}, usual, Lengths.fit(lengths, tuple(calls)), calls)
 
     def expected_usd(self, arms: Sequence[Arm], needs: Needs, x: Vector | None = None) -> Vector:
         """(K,) expected cost of each arm's answer to this request in USD. x: its features; None: a usual request's."""

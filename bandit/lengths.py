@@ -1,100 +1,108 @@
-"""How long an arm's answers are for which requests: log tokens, linear in a few facts about the prompt.
+"""How long an arm's answers are for which requests: log tokens, linear in the features.
 
-    log t = phi' (theta + delta_a) + e        phi = the first FACTS features of x: the bias, how long, digits, choices, ...
+    log t = x' (theta + delta_a) + e
 
-the model of bandit.quality over again, for another number. Its additive statistics are kept as integers, in units of
-2^-20, so that sums of calls are exact in whatever order they are added. What is taken from it is only the shape:
+the model of bandit.quality over again, for another number. What it is told of an answer is rounded to 1 / GRID, so that
+products are multiples of 1 / GRID^2 and sums of them are exact up to 2^33, which is some 10^8 answers: the same in whatever
+order answers are added, and on whatever machine. What is taken from it is only the shape:
 
-    shape_a(x) = exp((phi - c_a)' w_a - w_a' C_a w_a / 2)         w_a its expected weights; c_a, C_a mean and covariance of
-                                                                  phi over the arm's own calls
+    shape_a(x) = exp((x - c_a)' w_a - w_a' C_a w_a / 2)         w_a its expected weights, c_a and C_a mean and covariance of x
+                                                                over its own answers that were told of
 
-which averages about 1 over the calls that the arm has had, and is multiplied by their mean length (bandit.cost): the mean of
-a heavy tail is safer counted than modelled. Slopes are shrunk: on recorded outcomes they pay where budgets are small.
+which averages about 1 over those answers, and is multiplied by the mean length of all (bandit.cost): the mean of a heavy tail
+is safer counted than modelled. Slopes are shrunk. They pay where budgets are small: what a call will cost differs more
+between requests than how good its answer will be, and is easier to foretell.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
 
 from bandit.prior import QualityPrior
 from bandit.quality import AS_THE_PRIOR_SAYS, SharedBaseline
-from bandit.statistics import LENGTH_SUMS, CallStatistics, RatingStatistics
+from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
 
-FACTS: Final = 6
-UNIT: Final = 2.0**20
+GRID: Final = 2.0**10
+LARGEST: Final = 64.0  # no feature is beyond it
 TYPICAL_TOKENS: Final = 300.0
-SLOPE_VARIANCES: Final = (0.5, 0.05)  # shared and arm, in units of the noise: beliefs worth 2 and 20 calls
-LOG_SHAPE_MAX: Final = math.log(
-    8.0
-)  # nobody's answer is expected to be so many times longer or shorter than usual
+SLOPE_VARIANCES: Final = (0.1, 0.02)  # shared and arm, in units of the noise: beliefs worth 10 and 50 calls
+# Nobody's answer is expected to be so many times longer or shorter than usual.
+LOG_SHAPE_MAX: Final = math.log(8.0)
 PSEUDO_CALLS: Final = 20.0  # that an arm borrows from all arms to say which requests it has had
-_UPPER: Final = np.triu_indices(FACTS)
-assert len(_UPPER[0]) + FACTS + 1 == LENGTH_SUMS
-_PRIOR: Final = QualityPrior(
-    mean=math.log(TYPICAL_TOKENS) * np.eye(1, FACTS)[0],
-    price_slope=np.zeros(FACTS),
-    shared_variance=np.r_[4.0, np.full(FACTS - 1, SLOPE_VARIANCES[0])],
-    arm_variance=np.r_[1.0, np.full(FACTS - 1, SLOPE_VARIANCES[1])],
-    typical_x=np.eye(1, FACTS)[0],
-    typical_square=np.ones(FACTS),
-    noise_variance=0.5,
-    noise_weight=10.0,
-)
+
+LengthSums = Mapping[str, RatingStatistics]  # arm -> sums over its answers, of log tokens in a rating's place
 
 
-def facts_of(x: Vector) -> Vector:
-    """(FACTS,) phi of a feature vector; zeros where it has fewer."""
-    if len(x) >= FACTS:
-        return x[:FACTS]
-    facts: Vector = np.r_[x, np.zeros(FACTS - len(x))]
-    return facts
+@dataclass(frozen=True, slots=True)
+class LengthSample:
+    """Some of an arm's answers as an event tells of them. rows: their features as float16, one after the other (n d of them,
+    little-endian); tokens_out: n of them, as billed.
+    """
 
+    rows: bytes
+    tokens_out: tuple[int, ...]
 
-def length_sums(x: Vector, tokens_out: int) -> tuple[int, ...]:
-    """One call's part in the sums of phi phi', phi log t and log^2 t, in units of 1 / UNIT."""
-    return lengths_of(x[None], (tokens_out,))
+    @classmethod
+    def of(cls, xs: Sequence[Vector], tokens_out: Sequence[int]) -> "LengthSample":
+        return cls(b"".join([x.astype("<f2").tobytes() for x in xs]), tuple(tokens_out))
 
+    def __len__(self) -> int:
+        return len(self.tokens_out)
 
-def lengths_of(X: Matrix, tokens_out: Sequence[int]) -> tuple[int, ...]:
-    """Those sums over calls with features X (n, d): integers, so they are the same however calls are grouped."""
-    phi = X[:, :FACTS]
-    if phi.shape[1] < FACTS:
-        phi = np.pad(phi, ((0, 0), (0, FACTS - phi.shape[1])))
-    log_t = np.array([math.log(max(tokens, 1)) for tokens in tokens_out])[:, None]
-    parts = np.concatenate([phi[:, _UPPER[0]] * phi[:, _UPPER[1]], log_t * phi, log_t * log_t], axis=1)
-    return tuple(np.rint(parts * UNIT).astype(np.int64).sum(axis=0).tolist())
+    def __add__(self, other: "LengthSample") -> "LengthSample":
+        return LengthSample(self.rows + other.rows, self.tokens_out + other.tokens_out)
+
+    def first(self, n: int) -> "LengthSample":
+        if n >= len(self):
+            return self
+        return LengthSample(self.rows[: len(self.rows) // len(self) * n], self.tokens_out[:n])
+
+    def sums(self, d: int) -> RatingStatistics | None:
+        """Of at least one answer with d features each, a bias and others within LARGEST; None where these are not such."""
+        n = len(self.tokens_out)
+        if not n or len(self.rows) != 2 * n * d:
+            return None
+        X = np.frombuffer(self.rows, "<f2").astype(np.float64).reshape(n, d)
+        if not ((X[:, 0] == 1.0).all() and (np.abs(X) <= LARGEST).all()):
+            return None
+        X = np.rint(X * GRID) / GRID
+        logs = [math.log(max(tokens, 1)) for tokens in self.tokens_out]
+        log_t = np.rint(np.array(logs) * GRID) / GRID
+        return RatingStatistics(X.T @ X, log_t @ X, float(n), float(log_t @ log_t))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lengths:
-    """weights (K + 1, FACTS): w_a, the bias left out; offsets (K + 1,): c_a' w_a + w_a' C_a w_a / 2. The last row is any
-    other arm's.
+    """weights (K + 1, d): w_a, the bias left out; offsets (K + 1,): c_a' w_a + w_a' C_a w_a / 2. The last row is any other
+    arm's. d is 0 where no answer was told of.
     """
 
     weights: Matrix
     offsets: Vector
 
     @classmethod
-    def fit(cls, calls: Mapping[str, CallStatistics]) -> "Lengths":
-        """One row for each arm of `calls`, in its order."""
-        sums = {arm: _statistics(c.lengths) for arm, c in calls.items() if c.lengths}
+    def fit(cls, sums: LengthSums, arms: Sequence[str]) -> "Lengths":
+        """One row for each of the arms, in their order."""
         if not sums:
-            rows = len(calls) + 1
-            return cls(np.zeros((rows, FACTS)), np.zeros(rows))
-        posterior = SharedBaseline(_PRIOR, slopes=AS_THE_PRIOR_SAYS).fit(sums, FACTS)
-        weights = np.array([posterior.weights[posterior.rows.get(arm, len(sums))] for arm in [*calls, ""]])
+            return cls(np.zeros((len(arms) + 1, 0)), np.zeros(len(arms) + 1))
+        pooled = np.add.reduce([s.xx for s in sums.values()])
+        d = len(pooled)
+        posterior = _model(d).fit(sums, d)  # nobody asks for its draws, so none are made
+        rows = [posterior.rows.get(arm, len(sums)) for arm in [*arms, ""]]
+        weights = posterior.weights[rows]
         weights[:, 0] = 0.0
-        pooled = sum((s.xx for s in sums.values()), start=np.zeros((FACTS, FACTS)))
         share = PSEUDO_CALLS / pooled[0, 0]
-        seen = np.stack([share * pooled + (sums[arm].xx if arm in sums else 0.0) for arm in [*calls, ""]])
+        seen = np.stack([share * pooled + (sums[arm].xx if arm in sums else 0.0) for arm in [*arms, ""]])
         moments = seen / seen[:, :1, :1]
         centres = moments[:, 0]
-        spread = np.einsum("ki,kij,kj->k", weights, moments, weights) - (centres * weights).sum(axis=1) ** 2
-        return cls(weights, (centres * weights).sum(axis=1) + 0.5 * spread)
+        squares = (np.matmul(weights[:, None], moments)[:, 0] * weights).sum(axis=1)
+        mean = (centres * weights).sum(axis=1)
+        return cls(weights, mean + 0.5 * (squares - mean**2))
 
     def of(self, rows: Sequence[int]) -> "Lengths":
         """Of these rows alone."""
@@ -102,15 +110,31 @@ class Lengths:
 
     def shapes(self, x: Vector) -> Vector:
         """How much longer than usual each row's answer is expected to be for this request."""
-        logs = self.weights @ facts_of(x) - self.offsets
+        logs = self.weights @ x[: self.weights.shape[1]] - self.offsets
         shapes: Vector = np.exp(np.minimum(np.maximum(logs, -LOG_SHAPE_MAX), LOG_SHAPE_MAX))
         return shapes
 
 
-def _statistics(sums: tuple[int, ...]) -> RatingStatistics:
-    numbers = np.array([float(v) for v in sums]) / UNIT
-    upper = len(_UPPER[0])
-    xx = np.zeros((FACTS, FACTS))
-    xx[_UPPER] = numbers[:upper]
-    xx.T[_UPPER] = numbers[:upper]
-    return RatingStatistics(xx, numbers[upper : upper + FACTS], float(xx[0, 0]), float(numbers[-1]))
+def steps(sums: LengthSums) -> Iterator[None]:
+    """Before `Lengths.fit`, which then has little left to do: arm by arm."""
+    some = next(iter(sums.values()), None)
+    if some is not None:
+        d = len(some.xr)
+        yield from _model(d).steps(sums, d, {})
+
+
+@cache
+def _model(d: int) -> SharedBaseline:
+    shared, own = SLOPE_VARIANCES
+    bias = np.eye(1, d)[0]
+    prior = QualityPrior(
+        mean=math.log(TYPICAL_TOKENS) * bias,
+        price_slope=np.zeros(d),
+        shared_variance=np.where(bias > 0, 4.0, shared),
+        arm_variance=np.where(bias > 0, 1.0, own),
+        typical_x=bias,
+        typical_square=np.ones(d),
+        noise_variance=0.5,
+        noise_weight=10.0,
+    )
+    return SharedBaseline(prior, slopes=AS_THE_PRIOR_SAYS)

@@ -60,9 +60,6 @@ class RatingStatistics:
         return RatingStatistics(self.xx + other.xx, self.xr + other.xr, self.n + other.n, self.rr + other.rr)
 
 
-LENGTH_SUMS: Final = 28  # of how long answers are for which requests
-
-
 @dataclass(frozen=True, slots=True)
 class CallStatistics:
     """What an arm's calls took: counts are integers, so sums are exact in any order.
@@ -73,7 +70,6 @@ class CallStatistics:
     reported_calls, reported_nano_usd: costs told by the application, or summed over a cascade's calls, in 10^-9 USD, and what the registry says of the
     same calls: listed_in_nano_usd for their prompts, listed_out for their price per token of answer (10^-9 USD each).
     unpriced_calls, unpriced_nano_usd: the same of calls made while the registry knew no price for the arm.
-    lengths: sums of how long answers are for which requests (bandit.lengths); () before the first.
     """
 
     calls: int = 0
@@ -90,7 +86,6 @@ class CallStatistics:
     listed_out_nano_usd_per_token: int = 0
     unpriced_calls: int = 0
     unpriced_nano_usd: int = 0
-    lengths: tuple[int, ...] = ()
 
     @classmethod
     def charged(
@@ -107,31 +102,18 @@ class CallStatistics:
         )
 
     def __add__(self, other: "CallStatistics") -> "CallStatistics":
-        if self.lengths and other.lengths:
-            lengths = tuple(map(add, self.lengths, other.lengths))
-        else:
-            lengths = self.lengths or other.lengths
-        counts = dict(zip(_NAMES, map(add, self.counts(), other.counts()), strict=True))
-        return CallStatistics(**counts, lengths=lengths)
+        return CallStatistics(*map(add, _NUMBERS(self), _NUMBERS(other)))
 
     def numbers(self) -> list[int]:
         """All of it, as `of_numbers` takes it."""
-        return [*self.counts(), *self.lengths]
+        return list(_NUMBERS(self))
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> "CallStatistics":
         """Raises ValueError where there are too few or too many."""
-        counts = len(_NAMES)
-        if len(numbers) not in (counts, counts + LENGTH_SUMS):
-            told = f"an arm's calls are {counts} numbers, or {counts + LENGTH_SUMS} with lengths, not {len(numbers)}"
-            raise ValueError(told)
-        return cls(**dict(zip(_NAMES, numbers[:counts], strict=True)), lengths=tuple(numbers[counts:]))
-
-    def counts(self) -> tuple[int, ...]:
-        """All but the lengths."""
-        counts: tuple[int, ...] = _COUNTS(self)
-        return counts
+        if len(numbers) != len(cls.__slots__):
+            raise ValueError(f"an arm's calls are {len(cls.__slots__)} numbers, not {len(numbers)}")
+        return cls(*numbers)
 
 
-_NAMES: Final = CallStatistics.__slots__[:-1]
-_COUNTS: Final = attrgetter(*_NAMES)
+_NUMBERS: Final = attrgetter(*CallStatistics.__slots__)

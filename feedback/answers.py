@@ -4,10 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from bandit.latency import LatencyStatistics
-from bandit.lengths import lengths_of
+from bandit.lengths import LengthSample
 from bandit.statistics import CallStatistics
 from bandit.types import Vector
 
@@ -30,11 +28,11 @@ class Answered(NamedTuple):
 def calls_of(answers: Sequence[Answered]) -> CallStatistics:
     """What one arm's answers took (at least one)."""
     billed = [
-        (a.tokens_in, a.tokens_in_estimated, a.tokens_out, a.x)
+        (a.tokens_in, a.tokens_in_estimated, a.tokens_out)
         for a in answers
         if a.tokens_in is not None and a.tokens_out is not None
     ]
-    tokens_in, estimated, tokens_out, x = zip(*billed, strict=True) if billed else ((), (), (), ())
+    tokens_in, estimated, tokens_out = zip(*billed, strict=True) if billed else ((), (), ())
     return CallStatistics(
         calls=len(billed),
         tokens_in=sum(tokens_in),
@@ -43,8 +41,13 @@ def calls_of(answers: Sequence[Answered]) -> CallStatistics:
         timed=len(answers),
         latency_us=sum([round(1e6 * a.latency_s) for a in answers]),
         first_byte_us=sum([round(1e6 * a.first_byte_s) for a in answers]),
-        lengths=lengths_of(np.array(x), tokens_out) if billed else (),
     )
+
+
+def sample_of(answers: Sequence[Answered], most: int) -> LengthSample:
+    """How long the first of one arm's answers are whose tokens are known, for which requests."""
+    known = [(a.x, a.tokens_out) for a in answers if a.tokens_out is not None][:most]
+    return LengthSample.of([x for x, _ in known], [tokens_out for _, tokens_out in known])
 
 
 def latency_of(answers: Sequence[Answered]) -> LatencyStatistics:

@@ -3,7 +3,7 @@
     Rated      somebody judged an answer (a rating's first byte on the log is 1)
     Charged    somebody told what a call really cost (2)
     Withdrawn  somebody took a rating back (1 too: a change of it)
-    Called     what one worker's calls took since its last tick, summed per arm (3)
+    Called     what one worker's calls took since its last tick, summed per arm, and how long some answers were (3)
     Reset      most of what is known of an arm is to be forgotten: it drifted, or an operator says so (4)
     JudgeDrift most of what a source said is to be forgotten: it changed its mind about all arms (5)
 
@@ -18,6 +18,7 @@ kind u8 | JSON.
 """
 
 import struct
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from bandit.latency import LatencyStatistics
+from bandit.lengths import LengthSample
 from bandit.statistics import CallStatistics
 from feedback.records import DECIDED_AT_MAX, HEAD, DecisionPrefix, MalformedError
 from feedback.store import Position, position
@@ -80,13 +82,16 @@ class Charged:
 class Called:
     """Sums over a worker's calls since its last event; (worker, sequence) makes appending it twice harmless.
 
-    calls: arm -> what its calls took. latencies: arm -> how long they took, each as of its last call.
+    calls: arm -> what its calls took. latencies: arm -> how long they took, each as of its last call. lengths: arm -> how
+    long some of its answers were, for requests with features of that version.
     """
 
     worker: str
     sequence: int
     calls: Mapping[str, CallStatistics]
     latencies: Mapping[str, LatencyStatistics] = field(default_factory=dict)
+    lengths: Mapping[str, LengthSample] = field(default_factory=dict)
+    features: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,9 @@ Event = Rated | Withdrawn | Charged | Called | Reset | JudgeDrift
 def encode_called(event: Called) -> bytes:
     arms = {name: statistics.numbers() for name, statistics in event.calls.items()}
     latencies = {name: statistics.numbers() for name, statistics in event.latencies.items()}
-    return bytes([CALLED]) + orjson.dumps([event.worker, event.sequence, arms, latencies])
+    lengths = {name: [b64encode(s.rows).decode(), s.tokens_out] for name, s in event.lengths.items()}
+    told = [event.worker, event.sequence, arms, latencies, lengths, event.features.hex()]
+    return bytes([CALLED]) + orjson.dumps(told)
 
 
 def encode_reset(event: Reset | JudgeDrift) -> bytes:
@@ -216,21 +223,26 @@ def _is_between(value: Any, upper: float) -> bool:
 
 def _decode_called(data: bytes) -> Called:
     try:
-        worker, sequence, arms, *more = orjson.loads(data)
-        (latencies,) = more or ({},)  # an earlier version told none
-        calls = {str(name): _calls(numbers) for name, numbers in arms.items()}
-        times = {str(name): _latency(numbers) for name, numbers in latencies.items()}
-        return Called(str(worker), _count(sequence), calls, times)
+        worker, sequence, arms, latencies, lengths, features = orjson.loads(data)
+        return Called(
+            str(worker),
+            _count(sequence),
+            {str(name): _calls(numbers) for name, numbers in arms.items()},
+            {str(name): _latency(numbers) for name, numbers in latencies.items()},
+            {str(name): _lengths(*sample) for name, sample in lengths.items()},
+            bytes.fromhex(features),
+        )
     except (orjson.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
         raise MalformedError("a worker's sums are not of the form that this version writes") from error
 
 
 def _calls(numbers: list[int]) -> CallStatistics:
-    """Counts are no less than 0; sums of lengths may be."""
-    calls = CallStatistics.of_numbers([_whole(number) for number in numbers])
-    if min(calls.counts()) < 0:
-        raise ValueError(numbers)
-    return calls
+    return CallStatistics.of_numbers([_count(number) for number in numbers])
+
+
+def _lengths(rows: str, tokens_out: list[int]) -> LengthSample:
+    """Whether the rows are of as many features as this version has is for the fold to say."""
+    return LengthSample(b64decode(rows, validate=True), tuple(map(_count, tokens_out)))
 
 
 def _latency(numbers: list[float]) -> LatencyStatistics:
@@ -240,14 +252,8 @@ def _latency(numbers: list[float]) -> LatencyStatistics:
     return latency
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= WHOLE_BELOW:
-        raise ValueError(value)
-    return value
-
-
 def _count(value: Any) -> int:
     """A whole number of at least 0."""
-    if _whole(value) < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < WHOLE_BELOW:
         raise ValueError(value)
-    return int(value)
+    return value

@@ -215,7 +215,12 @@ def _called(state: State, event: Called) -> State | None:
     latencies = dict(state.latencies)
     for arm, times in event.latencies.items():
         latencies[arm] = latencies[arm] + times if arm in latencies else times
-    return changed(state, latencies=latencies)
+    lengths = dict(state.lengths)
+    if event.features == state.features:
+        for arm, sample in event.lengths.items():
+            if (sums := sample.sums(state.d)) is not None:
+                lengths[arm] = lengths[arm] + sums if arm in lengths else sums
+    return changed(state, latencies=latencies, lengths=lengths)
 
 
 def _with_calls(state: State, arm: str, more: CallStatistics) -> State:

@@ -69,6 +69,7 @@ class Learning:
                     store.log(log_name(scope, features)),
                     identity.worker,
                     partial(replica_on, model=model),
+                    features,
                 )
                 for scope, model in models.items()
             }
@@ -172,5 +173,8 @@ class Learning:
             self._revive()
 
 
-def _route(scope: str, events: Log, worker: str, replica_on: Callable[[Log], Replica]) -> Route:
-    return Route(scope, events, replica_on(events), Recorder(events, worker=f"{worker}/{scope}"))
+def _route(
+    scope: str, events: Log, worker: str, replica_on: Callable[[Log], Replica], features: bytes
+) -> Route:
+    recorder = Recorder(events, worker=f"{worker}/{scope}", features=features)
+    return Route(scope, events, replica_on(events), recorder)

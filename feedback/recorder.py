@@ -2,8 +2,8 @@
 
 Decisions wait in memory until the store has them, and stay there a while longer, so that feedback which is quicker than
 the store still finds its decision, and what a failover takes back can be written again: the last WHOLE_KEPT as they were,
-those before without their explanations. Calls are summed per arm and appended as one event per flush; (worker, sequence)
-makes an append whose answer was lost harmless.
+those before without their explanations. Calls are summed per arm and appended as one event per flush, with a few answers'
+lengths, which no sums of a like size could tell; (worker, sequence) makes an append whose answer was lost harmless.
 """
 
 from collections import OrderedDict
@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Final
 
 from bandit.latency import LatencyStatistics
+from bandit.lengths import LengthSample
 from bandit.statistics import CallStatistics
-from feedback.answers import Answered, calls_of, latency_of
+from feedback.answers import Answered, calls_of, latency_of, sample_of
 from feedback.events import Called, encode_called
 from feedback.records import NO_EXPLANATION, MalformedError, without_explanation
 from feedback.store import Log, StoreError
@@ -23,22 +24,27 @@ DECISIONS_KEPT: Final = 20_000  # while the store is away
 WRITTEN_KEPT: Final = 10_000
 WHOLE_KEPT: Final = 2_000
 ANSWERS_HELD: Final = 1024
+LENGTHS_TOLD: Final = 4  # of one arm's answers between two events
+LENGTHS_OF_ALL: Final = 32  # of all arms' together; of more arms than that, one each
 BATCH: Final = 256
 
 
 class Recorder:
-    """worker: a name that no other process, past or present, has used. watchers: told of every decision made here."""
+    """worker: a name that no other process, past or present, has used. features: tag of the vectors that are decided on.
+    watchers: told of every decision made here.
+    """
 
-    def __init__(self, log: Log, *, worker: str) -> None:
+    def __init__(self, log: Log, *, worker: str, features: bytes) -> None:
         self.watchers: list[Callable[[str, bytes], object]] = []  # (decision id, record)
         self.dropped = 0  # decisions pushed out before it was sure that the store had them
-        self._log, self._worker = log, worker
+        self._log, self._worker, self._features = log, worker, features
         self._unwritten: OrderedDict[str, bytes] = OrderedDict()
         self._written: OrderedDict[str, bytes] = OrderedDict()
         self._older: OrderedDict[str, bytes] = OrderedDict()
         self._answers: list[tuple[str, Answered]] = []  # not yet in the sums
         self._calls: dict[str, CallStatistics] = {}
         self._latencies: dict[str, LatencyStatistics] = {}
+        self._lengths: dict[str, LengthSample] = {}
         self._sequence = 0
         self._beacon = -1  # the last that the store answered for
         self._attempts = (
@@ -84,6 +90,8 @@ class Recorder:
         self._answers = []
         for arm, answers in by_arm.items():
             self.called(arm, calls_of(answers), latency_of(answers))
+            told = self._lengths.get(arm, LengthSample(b"", ()))
+            self._lengths[arm] = told + sample_of(answers, LENGTHS_TOLD - len(told))
 
     def record_of(self, decision_id: str) -> bytes | None:
         """The decision's record, where this process still holds it; maybe without its explanation."""
@@ -140,9 +148,19 @@ class Recorder:
     async def _flush_calls(self) -> None:
         self._sum_answers()
         if self._sending is None and self._calls:
-            self._sending = Called(self._worker, self._sequence, self._calls, self._latencies)
+            lengths, self._lengths = _told(self._lengths), {}
+            self._sending = Called(
+                self._worker, self._sequence, self._calls, self._latencies, lengths, self._features
+            )
             self._sequence, self._calls, self._latencies = self._sequence + 1, {}, {}
         if self._sending is not None:
             appended = await self._log.append(encode_called(self._sending))
             if appended is not None:  # a store without a log waits for a replica to seed it
                 self._sending = None
+
+
+def _told(lengths: Mapping[str, LengthSample]) -> dict[str, LengthSample]:
+    """No more of them than an event may hold, of every arm alike."""
+    some = {arm: sample for arm, sample in lengths.items() if sample}
+    each = max(1, LENGTHS_OF_ALL // max(len(some), 1))
+    return {arm: sample.first(each) for arm, sample in some.items()}

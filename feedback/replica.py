@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from bandit import lengths
 from bandit.features import DIMENSION, TAG
 from bandit.posterior import Posterior
 from bandit.prediction import QualityModel
@@ -24,11 +25,12 @@ from feedback.events import encode_reset
 from feedback.learn import fold_all
 from feedback.records import MalformedError
 from feedback.remembered import Remembered
-from feedback.state import START, Reader, State
+from feedback.state import START, Reader, State, digest_of
 from feedback.store import Entry, Log, StoreError, Tail, position
 
 PAGE: Final = 1024  # entries read at once
 BATCH: Final = 128  # entries folded at a stretch: a few milliseconds
+BATCH_BYTES: Final = 32_768  # of workers' sums fewer: one of many arms takes as long as a hundred ratings
 POSTERIOR_S: Final = 1.0  # a replica that has much to catch up with makes a posterior this often
 SNAPSHOT_EVENTS: Final = 1000
 SNAPSHOT_S: Final = 60.0
@@ -171,7 +173,7 @@ class Replica:
             self._remember(part)
             if part[-1].token == tail.snapshot:
                 self._at_snapshot = self.state.cursor, self.state.digest()
-            if len(tail.entries) > BATCH:
+            if part[-1] is not tail.entries[-1]:
                 await asyncio.sleep(0)  # requests go on meanwhile
 
     def _remember(self, entries: Sequence[Entry]) -> None:
@@ -204,6 +206,10 @@ class Replica:
         if not self._reader.is_made(model, *told):
             for _ in model.steps(*told):
                 await asyncio.sleep(0)
+        for _ in lengths.steps(state.lengths):
+            await asyncio.sleep(0)
+        self._reader.cost(state.calls, state.lengths)
+        await asyncio.sleep(0)
         posterior = state.posterior(model, self._reader)
         for _ in posterior.quality.steps():
             await asyncio.sleep(0)
@@ -286,18 +292,21 @@ class Replica:
         self._events_at_snapshot = self.state.events + self.state.skipped
         self._snapshot_due = self._clock() + SNAPSHOT_S
         state = self.state
-        if await self._log.save_snapshot(state.to_bytes(), state.cursor, base=base, digest=state.digest()):
+        packed = state.to_bytes()
+        if await self._log.save_snapshot(packed, state.cursor, base=base, digest=digest_of(packed)):
             self._compared = state.cursor
             self.counters.snapshots += 1
 
 
 def _parts(tail: Tail) -> Iterator[Sequence[Entry]]:
-    """The entries in stretches of at most BATCH, one of which ends where the snapshot does."""
-    first = 0
+    """The entries in stretches of at most BATCH and not much above BATCH_BYTES, one of which ends where the snapshot does."""
+    first = size = 0
     for n, entry in enumerate(tail.entries, 1):
-        if n - first == BATCH or entry.token == tail.snapshot or n == len(tail.entries):
+        size += len(entry.data)
+        full = n - first == BATCH or size >= BATCH_BYTES
+        if full or entry.token == tail.snapshot or n == len(tail.entries):
             yield tail.entries[first:n]
-            first = n
+            first, size = n, 0
 
 
 async def catch_up(replica: Replica) -> None:

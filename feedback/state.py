@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
-from functools import reduce
+from functools import cache, reduce
 from operator import add, attrgetter, is_
 from types import MappingProxyType
 from typing import Any, Final
@@ -27,6 +27,7 @@ import numpy as np
 from bandit.cost import CostModel
 from bandit.drift import Detector
 from bandit.latency import LatencyStatistics
+from bandit.lengths import LengthSums
 from bandit.posterior import Posterior
 from bandit.prediction import QualityModel, QualityPosterior
 from bandit.statistics import CallStatistics, RatingStatistics
@@ -36,7 +37,7 @@ from feedback.records import MalformedError
 HALF_LIFE_S: Final = 30 * 86_400.0
 START: Final = "0-0:"  # the token before a log's first entry
 AGE_STEPS: Final = 256  # points of a half-life (2.8 hours apart) to which ages are counted back
-_MAGIC: Final = b"FLS2"
+_MAGIC: Final = b"FLS3"
 _LENGTH = struct.Struct("<I")
 
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})
@@ -48,9 +49,9 @@ class State:
     """features, d: tag and length of the vectors that may be folded in. epoch: k0, None before the first rating.
 
     as_of: the newest decision time seen (Unix seconds). ratings: (arm, source) -> sums with weights relative to the
-    epoch. calls: arm -> sums. latencies: arm -> sums as of its last call. workers: worker -> its last sequence number. skipped: entries that were no event of this
-    version. cursor: token of the last entry folded. rated: ratings so far, each counted when it was first given.
-    detectors: (arm, source) -> what its ratings say of drift; alarms: those without an answer; cuts: resets so far.
+    epoch. calls: arm -> sums. latencies: arm -> sums as of its last call. lengths: arm -> sums over its answers
+    (bandit.lengths). workers: worker -> its last sequence number. skipped: entries that were no event of this version.
+    cursor: token of the last entry folded. rated: ratings so far, each counted when it was first given. detectors: (arm, source) -> what its ratings say of drift; alarms: those without an answer; cuts: resets so far.
     entry_prices: arm -> USD per million tokens out when it was first rated, for that is what a prior may read of it.
     """
 
@@ -64,6 +65,7 @@ class State:
     ratings: Mapping[ArmSource, RatingStatistics] = field(default_factory=lambda: _EMPTY)
     calls: Mapping[str, CallStatistics] = field(default_factory=lambda: _EMPTY)
     latencies: Mapping[str, LatencyStatistics] = field(default_factory=lambda: _EMPTY)
+    lengths: LengthSums = field(default_factory=lambda: _EMPTY)
     workers: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
     rated: int = 0
     detectors: Mapping[ArmSource, Detector] = field(default_factory=lambda: _EMPTY)
@@ -72,7 +74,7 @@ class State:
     entry_prices: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
 
     def for_features(self, features: bytes, d: int) -> "State":
-        """It where vectors are of that version: ratings of others count no more, what calls took does."""
+        """It where vectors are of that version: what hangs on others counts no more, what calls took does."""
         if self.features == features:
             return self
         return replace(
@@ -80,6 +82,7 @@ class State:
             features=features,
             d=d,
             ratings=_EMPTY,
+            lengths=_EMPTY,
             epoch=None,
             as_of=0.0,
             rated=0,
@@ -113,11 +116,11 @@ class State:
         ratings = self.ratings_per_arm(reader)
         quality = reader.quality(model, ratings, self.d, self.entry_prices)
         counts = {arm: s.n for arm, s in ratings.items()}
-        return Posterior(quality, CostModel.fit(self.calls), counts, self.cursor)
+        return Posterior(quality, reader.cost(self.calls, self.lengths), counts, self.cursor)
 
     def digest(self) -> str:
         """Equal digests: equal statistics, to the last bit, at the same position of the same log."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        return digest_of(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         header = {
@@ -132,6 +135,7 @@ class State:
             "ratings": list(self.ratings),
             "calls": {arm: s.numbers() for arm, s in self.calls.items()},
             "latencies": {arm: s.numbers() for arm, s in self.latencies.items()},
+            "lengths": list(self.lengths),
             "workers": dict(self.workers),
             "rated": self.rated,
             "detectors": [[*key, *astuple(detector)] for key, detector in self.detectors.items()],
@@ -140,7 +144,7 @@ class State:
             "entry_prices": dict(self.entry_prices),
         }
         packed = json.dumps(header).encode()  # the standard library's: sums of counts may exceed 64 bits
-        body = b"".join(_pack(statistics) for statistics in self.ratings.values())
+        body = b"".join(map(_pack, (*self.ratings.values(), *self.lengths.values())))
         data = _MAGIC + _LENGTH.pack(len(packed)) + packed + body
         return data + _LENGTH.pack(zlib.crc32(data))
 
@@ -161,7 +165,8 @@ class State:
         d, keys = int(header["d"]), [(str(arm), str(source)) for arm, source in header["ratings"]]
         if header["half_life_s"] != HALF_LIFE_S or not np.isfinite(body).all():
             raise MalformedError("a snapshot of another half-life, or with numbers that are not finite")
-        rows = body.reshape(len(keys), _packed_length(d)) if keys else ()
+        arms = [str(arm) for arm in header["lengths"]]
+        rows = list(body.reshape(len(keys) + len(arms), _packed_length(d)))
         return cls(
             features=bytes.fromhex(header["features"]),
             d=d,
@@ -170,11 +175,10 @@ class State:
             skipped=int(header["skipped"]),
             epoch=header["epoch"],
             as_of=float(header["as_of"]),
-            ratings={key: _unpack(row, d) for key, row in zip(keys, rows, strict=True)},
+            ratings={key: _unpack(row, d) for key, row in zip(keys, rows[: len(keys)], strict=True)},
             calls={arm: CallStatistics.of_numbers(numbers) for arm, numbers in header["calls"].items()},
-            latencies={
-                arm: LatencyStatistics.of_numbers(n) for arm, n in header.get("latencies", {}).items()
-            },
+            latencies={arm: LatencyStatistics.of_numbers(n) for arm, n in header["latencies"].items()},
+            lengths={arm: _unpack(row, d) for arm, row in zip(arms, rows[len(keys) :], strict=True)},
             workers={str(worker): int(sequence) for worker, sequence in header["workers"].items()},
             rated=int(header["rated"]),
             detectors={(str(arm), str(source)): _detector(*v) for arm, source, *v in header["detectors"]},
@@ -182,6 +186,11 @@ class State:
             cuts=tuple(Cut((int(ms), int(n)), *values) for (ms, n), *values in header["cuts"]),
             entry_prices={str(arm): float(price) for arm, price in header["entry_prices"].items()},
         )
+
+
+def digest_of(snapshot: bytes) -> str:
+    """Of the state that was written as these bytes."""
+    return hashlib.sha256(snapshot).hexdigest()
 
 
 def changed(state: State, **values: Any) -> State:
@@ -203,6 +212,13 @@ class Reader:
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, tuple[RatingStatistics, ...], RatingStatistics]] = {}
         self._made: tuple[_MadeFrom, QualityPosterior] | None = None
+        self._cost: tuple[Mapping[str, CallStatistics], LengthSums, CostModel] | None = None
+
+    def cost(self, calls: Mapping[str, CallStatistics], lengths: LengthSums) -> CostModel:
+        """What these say of costs; the very same where neither has changed."""
+        if self._cost is None or not (self._cost[0] is calls and self._cost[1] is lengths):
+            self._cost = calls, lengths, CostModel.fit(calls, lengths)
+        return self._cost[2]
 
     def read(self, arm: str, factor: float, sums: tuple[RatingStatistics, ...]) -> RatingStatistics:
         """The sum of the sums, times factor."""
@@ -267,13 +283,18 @@ def _packed_length(d: int) -> int:
     return d * (d + 1) // 2 + d + 2
 
 
+@cache
+def _upper(d: int) -> tuple[Any, Any]:
+    return np.triu_indices(d)
+
+
 def _pack(s: RatingStatistics) -> bytes:
-    upper = s.xx[np.triu_indices(len(s.xr))]
+    upper = s.xx[_upper(len(s.xr))]
     return np.concatenate([upper, s.xr, [s.n, s.rr]]).astype("<f8").tobytes()
 
 
 def _unpack(row: np.ndarray[Any, np.dtype[np.float64]], d: int) -> RatingStatistics:
-    upper = np.triu_indices(d)
+    upper = _upper(d)
     xx = np.zeros((d, d))
     xx[upper] = row[: len(upper[0])]
     xx.T[upper] = row[: len(upper[0])]

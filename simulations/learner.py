@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bandit.decide import Decision, decide
-from bandit.lengths import length_sums
+from bandit.lengths import LengthSample
 from bandit.policy import Policy
 from bandit.prediction import QualityModel
 from bandit.statistics import CallStatistics
@@ -73,9 +73,16 @@ class Learner:
                 tokens_in=lesson.tokens_in,
                 tokens_in_estimated=decision.context.needs.tokens_in,
                 tokens_out=lesson.tokens_out,
-                lengths=length_sums(decision.context.x, lesson.tokens_out),
             )
-            events.append(Called(WORKER, lesson.n, {lesson.arm: calls}))
+            length = LengthSample.of([decision.context.x], [lesson.tokens_out])
+            called = Called(
+                WORKER,
+                lesson.n,
+                {lesson.arm: calls},
+                lengths={lesson.arm: length},
+                features=self._features.tag,
+            )
+            events.append(called)
         if lesson.quality is not None:
             decided_at = lesson.n * SECONDS_BETWEEN_REQUESTS
             prefix = prefix_of(decision, decided_at=decided_at, policy=self._tag, features=self._features.tag)

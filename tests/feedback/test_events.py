@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandit.statistics import LENGTH_SUMS, CallStatistics
+from bandit.lengths import LengthSample
+from bandit.statistics import CallStatistics
 from feedback.events import (
     CALLED,
     CHARGED,
@@ -34,8 +35,19 @@ from feedback.records import DECIDED_AT_MAX, DecisionPrefix, MalformedError
 PREFIX = DecisionPrefix("small", np.array([1.0, -0.5]), 1.79e9, 0.25, b"features", b"policy!!").encode()
 ORIGIN = "17-3"
 COUNTS = st.integers(0, 2**53 - 1)
-WHOLE = st.integers(1 - 2**53, 2**53 - 1)
-COUNTED = len(CallStatistics.__slots__) - 1
+COUNTED = len(CallStatistics.__slots__)
+NO_COUNTS = (1, None, [-1], [1.5], [True], ["1"], [2**53], [0] * (COUNTED + 1), [-1] * COUNTED)
+NO_LENGTHS = (
+    1,
+    None,
+    [],
+    ["no base64", [1]],
+    ["AAAA"],
+    ["AAAA", 1],
+    ["AAAA", [-1]],
+    ["AAAA", [1.5]],
+    [1, [1]],
+)
 
 
 def entry(
@@ -82,18 +94,24 @@ def test_a_cost_survives_its_bytes(value: float, old: float | None) -> None:
     sequence=COUNTS,
     calls=st.dictionaries(
         st.text(max_size=20),
-        st.builds(
-            lambda counts, lengths: CallStatistics.of_numbers([*counts, *lengths]),
-            st.lists(COUNTS, min_size=COUNTED, max_size=COUNTED),
-            st.just([]) | st.lists(WHOLE, min_size=LENGTH_SUMS, max_size=LENGTH_SUMS),
-        ),
+        st.lists(COUNTS, min_size=COUNTED, max_size=COUNTED).map(CallStatistics.of_numbers),
         max_size=4,
     ),
+    lengths=st.dictionaries(
+        st.text(max_size=20),
+        st.builds(LengthSample, st.binary(max_size=40), st.lists(COUNTS, max_size=4).map(tuple)),
+        max_size=4,
+    ),
+    features=st.binary(max_size=8),
 )
 def test_a_workers_sums_survive_their_bytes(
-    worker: str, sequence: int, calls: dict[str, CallStatistics]
+    worker: str,
+    sequence: int,
+    calls: dict[str, CallStatistics],
+    lengths: dict[str, LengthSample],
+    features: bytes,
 ) -> None:
-    event = Called(worker, sequence, calls)
+    event = Called(worker, sequence, calls, lengths=lengths, features=features)
     assert decode(encode_called(event)) == event
 
 
@@ -144,21 +162,19 @@ def test_a_workers_sums_cut_short_anywhere_are_refused() -> None:
         "abc",
         None,
         ["w", 1],
-        ["w", 1, {}, 0],
-        ["w", -1, {}],
-        ["w", 1.0, {}],
-        ["w", True, {}],
-        ["w", None, {}],
-        ["w", 2**53, {}],
-        ["w", 1, []],
-        ["w", 1, {"small": 1}],
-        ["w", 1, {"small": None}],
-        ["w", 1, {"small": [-1]}],
-        ["w", 1, {"small": [1.5]}],
-        ["w", 1, {"small": [True]}],
-        ["w", 1, {"small": ["1"]}],
-        ["w", 1, {"small": [2**53]}],
-        ["w", 1, {"small": [0] * (len(CallStatistics.__slots__) + 1)}],
+        ["w", 1, {}, {}],
+        ["w", 1, {}, 0, {}, ""],
+        ["w", -1, {}, {}, {}, ""],
+        ["w", 1.0, {}, {}, {}, ""],
+        ["w", True, {}, {}, {}, ""],
+        ["w", None, {}, {}, {}, ""],
+        ["w", 2**53, {}, {}, {}, ""],
+        ["w", 1, [], {}, {}, ""],
+        *(["w", 1, {"small": numbers}, {}, {}, ""] for numbers in NO_COUNTS),
+        *(["w", 1, {}, {}, {"small": told}, ""] for told in NO_LENGTHS),
+        ["w", 1, {}, {}, [], ""],
+        ["w", 1, {}, {}, {}, "no tag"],
+        ["w", 1, {}, {}, {}, None],
     ],
 )
 def test_sums_of_another_form_are_refused(content: object) -> None:

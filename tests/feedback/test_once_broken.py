@@ -156,7 +156,7 @@ async def test_6_a_snapshot_of_one_who_lags_trims_nothing_that_it_does_not_hold(
 async def gateway(log: Log, folder: Path, worker: str) -> tuple[Intake, Replica, Spool]:
     spool = await Spool.open(folder, worker=worker, clock=lambda: 1.79e9)
     replica = Replica(log, SharedBaseline())
-    route = Route(SCOPE, log, replica, Recorder(log, worker=worker))
+    route = Route(SCOPE, log, replica, Recorder(log, worker=worker, features=TAG))
     intake = Intake({SCOPE: route}, spool, secrets=[SECRET], clock=lambda: 1.79e9, window_s=3600.0)
     await replica.poll()
     return intake, replica, spool

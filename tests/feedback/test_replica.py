@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from bandit.arms import Arm
 from bandit.decide import decide
 from bandit.features import DIMENSION, TAG
+from bandit.lengths import LengthSample
 from bandit.objective import Balanced
 from bandit.policy import Thompson
 from bandit.quality import SharedBaseline
@@ -24,7 +25,7 @@ from bandit.statistics import CallStatistics
 from bandit.types import Context, Needs
 from feedback.alarms import RESET_FACTOR, answers
 from feedback.cuts import Alarm
-from feedback.events import RATED, JudgeDrift, Reset, decode, encode_reset
+from feedback.events import RATED, Called, JudgeDrift, Reset, decode, encode_called, encode_reset
 from feedback.learn import fold, fold_all
 from feedback.memory_store import MemoryLog
 from feedback.records import DecisionPrefix, encode_record
@@ -32,11 +33,13 @@ from feedback.redis_store import RedisStore
 from feedback.replica import (
     ANSWERS_PER_MINUTE,
     BATCH,
+    BATCH_BYTES,
     PAGE,
     SNAPSHOT_EVENTS,
     SNAPSHOT_S,
     History,
     Replica,
+    _parts,
     catch_up,
 )
 from feedback.state import START, State
@@ -60,7 +63,7 @@ class Route:
 
     def __init__(self, log: Log, client: Any, base: str) -> None:
         self.log, self.client, self.base = log, client, base
-        self.given = 0
+        self.given = self.told = 0
         self.clock = Clock()
 
     def replica(self) -> Replica:
@@ -80,6 +83,20 @@ class Route:
             feedback = Feedback(f"d-{n}", RATED, "user", rng.random(), bytes(8), encode_record(prefix))
             await self.log.give_feedback(feedback)
         self.given += count
+
+    async def call(self, count: int = 1) -> None:
+        """Events of two workers in turn: what calls of all arms took, and how long some answers were."""
+        for n in range(self.told, self.told + count):
+            rng = np.random.default_rng([n, 1])
+            calls = {arm.name: CallStatistics(calls=3, tokens_out=int(rng.integers(9000))) for arm in ARMS}
+            rows = np.column_stack([np.ones(12), rng.normal(size=(12, DIMENSION - 1))])
+            lengths = {
+                arm.name: LengthSample.of(rows[k::4], rng.integers(1, 3000, 3).tolist())
+                for k, arm in enumerate(ARMS)
+            }
+            event = Called(f"w-{n % 2}", n // 2, calls, lengths=lengths, features=TAG)
+            await self.log.append(encode_called(event))
+        self.told += count
 
     async def snapshot(self) -> bytes:
         stored = await self.log.load_snapshot()
@@ -204,6 +221,41 @@ async def test_a_restart_holds_the_same_bits_as_one_that_read_it_all(route: Rout
     await running.poll()
     assert restarted.state.events == 20 + tail
     assert restarted.state.digest() == running.state.digest() == (await route.replayed()).digest()
+
+
+async def test_lengths_of_answers_are_the_same_bits_in_other_pieces_and_after_a_restart(route: Route) -> None:
+    running, lazy = await route.running(), await route.running()
+    for _ in range(5):
+        await route.call(3)
+        await route.rate()
+        await running.poll()
+    route.clock.now += SNAPSHOT_S
+    await running.poll()
+    assert running.counters.snapshots == 1
+    await route.call(100)  # more than one stretch of bytes, far from one of events
+    await running.poll()
+    await lazy.poll()
+    restarted = await route.running()
+    replayed = await route.replayed()
+    assert replayed.lengths["small"].n == 115 * 3
+    digests = {r.state.digest() for r in (running, lazy, restarted)}
+    assert digests == {replayed.digest()}
+    costs = [
+        r.posterior.cost.expected_usd(ARMS, Needs(100), np.ones(DIMENSION)).tobytes()
+        for r in (running, lazy, restarted)
+    ]
+    assert len(set(costs)) == 1
+
+
+async def test_a_stretch_of_workers_sums_is_bounded_in_bytes(route: Route) -> None:
+    await route.running()
+    await route.call(100)
+    tail = await route.log.read(START, PAGE)
+    parts = list(_parts(tail))
+    assert [entry for part in parts for entry in part] == tail.entries
+    assert len(parts) > 2
+    for part in parts:
+        assert sum(len(entry.data) for entry in part[:-1]) < BATCH_BYTES
 
 
 async def test_an_entry_that_is_no_event_stops_nobody(route: Route) -> None:
