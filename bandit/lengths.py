@@ -22,15 +22,22 @@ from typing import Final
 
 import numpy as np
 
+from bandit.features import FACTS, TASKS
 from bandit.prior import QualityPrior
 from bandit.quality import AS_THE_PRIOR_SAYS, SharedBaseline
 from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
+from bandit.words import DIRECTIONS
 
 GRID: Final = 2.0**10
 LARGEST: Final = 64.0  # no feature is beyond it
 TYPICAL_TOKENS: Final = 300.0
-SLOPE_VARIANCES: Final = (0.1, 0.02)  # shared and arm, in units of the noise: beliefs worth 10 and 50 calls
+# Of slopes, shared and an arm's own, in units of the noise: 1/n is a belief worth n calls. What is asked for tells most of
+# how long an answer will be, words the least beyond it.
+LEVEL_VARIANCES: Final = (4.0, 1.0)
+FACT_VARIANCES: Final = (0.1, 0.02)
+WORD_VARIANCES: Final = (0.03, 0.01)
+TASK_VARIANCES: Final = (0.5, 0.2)
 # Nobody's answer is expected to be so many times longer or shorter than usual.
 LOG_SHAPE_MAX: Final = math.log(8.0)
 PSEUDO_CALLS: Final = 20.0  # that an arm borrows from all arms to say which requests it has had
@@ -123,15 +130,27 @@ def steps(sums: LengthSums) -> Iterator[None]:
         yield from _model(d).steps(sums, d, {})
 
 
+def variances(d: int) -> tuple[Vector, Vector]:
+    """(d,) before any call: of what all arms share, and of an arm's own. Features beyond ours count as words do."""
+    kinds = [
+        LEVEL_VARIANCES,
+        *[FACT_VARIANCES] * len(FACTS),
+        *[WORD_VARIANCES] * DIRECTIONS,
+        *[TASK_VARIANCES] * TASKS,
+    ]
+    shared, own = zip(*(kinds[:d] + [WORD_VARIANCES] * (d - len(kinds))), strict=True)
+    return np.array(shared), np.array(own)
+
+
 @cache
 def _model(d: int) -> SharedBaseline:
-    shared, own = SLOPE_VARIANCES
     bias = np.eye(1, d)[0]
+    shared, own = variances(d)
     prior = QualityPrior(
         mean=math.log(TYPICAL_TOKENS) * bias,
         price_slope=np.zeros(d),
-        shared_variance=np.where(bias > 0, 4.0, shared),
-        arm_variance=np.where(bias > 0, 1.0, own),
+        shared_variance=shared,
+        arm_variance=own,
         typical_x=bias,
         typical_square=np.ones(d),
         noise_variance=0.5,

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from bandit.arms import Arm
 from bandit.cost import CostModel
+from bandit.features import DIMENSION, NAMES
 from bandit.lengths import (
     GRID,
     LARGEST,
     LOG_SHAPE_MAX,
-    SLOPE_VARIANCES,
     TYPICAL_TOKENS,
     Lengths,
     LengthSample,
+    variances,
 )
 from bandit.statistics import CallStatistics
 from bandit.types import Needs
@@ -100,8 +101,8 @@ def test_weights_are_those_of_one_big_regression():
     rng = np.random.default_rng(0)
     rows = {"a": drawn(rng, 40, np.array([5.0, 1.0, 0.0, 0.5])), "b": drawn(rng, 7, np.array([6.0, 1, 1, 0]))}
     sums = {arm: sample(told).sums(D) for arm, told in rows.items()}
-    shared, own = SLOPE_VARIANCES
-    before = np.r_[1 / 4.0, np.full(D - 1, 1 / shared), np.tile(np.r_[1.0, np.full(D - 1, 1 / own)], 2)]
+    shared, own = variances(D)
+    before = np.r_[1 / shared, np.tile(1 / own, 2)]
     P, b = np.diag(before), np.zeros(3 * D)
     for k, arm in enumerate("ab"):
         at = [*range(D), *range(D * (k + 1), D * (k + 2))]
@@ -111,6 +112,15 @@ def test_weights_are_those_of_one_big_regression():
     for row, (k, own_part) in enumerate([(1, 1), (2, 1), (0, 0)]):  # the last is any other arm's
         expected = solved[:D] + own_part * solved[D * k : D * (k + 1)]
         np.testing.assert_allclose(Lengths.fit(sums, "ab").weights[row, 1:], expected[1:], rtol=1e-9)
+
+
+def test_what_is_believed_of_a_slope_hangs_on_what_its_feature_says():
+    for part in variances(DIMENSION):
+        before = dict(zip(NAMES, part, strict=True))
+        assert before["bias"] > before["task-0"] == before["task-31"] > before["length"] == before["images"]
+        assert before["images"] > before["words-0"] == before["words-15"]
+    more, known = variances(DIMENSION + 2)[0], variances(DIMENSION)[0]
+    assert more.tolist() == [*known, *[known[NAMES.index("words-0")]] * 2]
 
 
 def test_a_shape_averages_one_over_the_arms_own_answers_and_tells_long_from_short():
