@@ -1,7 +1,8 @@
 """`bench quality`: the router on every pool of recorded outcomes beside its rivals, as Markdown; BENCHMARKS.md holds a run.
 
-Four tables: gaps to the best fixed model in every case, their means and the paired differences to each rival, what
-features that tell nothing cost (nothing, it should be), and what the best model's quality costs when one may choose.
+Five tables: gaps to the best fixed model in every case, their means and the paired differences to each rival, what features
+that tell nothing cost (nothing, it should be), what the best model's quality costs when one may choose, and how well the
+lengths of answers are foretold.
 """
 
 import json
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from simulations import equal_quality, pool_tables
+from simulations import equal_quality, foretold, pool_tables
 from simulations.datasets import Dataset
 from simulations.pools import (
     NO_PRIOR,
@@ -27,7 +28,7 @@ from simulations.pools import (
 )
 from simulations.world import Features
 
-PARTS: Final = ("gaps", "harm", "cost")
+PARTS: Final = ("gaps", "harm", "cost", "lengths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,14 @@ def _cost(where: Field, plan: Plan, report: dict[str, Any]) -> str:
     )
 
 
-_PRINT: Final = {"gaps": _gaps, "harm": _harm, "cost": _cost}
+def _lengths(where: Field, plan: Plan, report: dict[str, Any]) -> str:
+    report["lengths"], told = foretold.figures(
+        where, seeds=plan.seeds, cluster=plan.cluster, progress=_seen()
+    )
+    return f"## How well the length of an answer is foretold\n\n{told}\n"
+
+
+_PRINT: Final = {"gaps": _gaps, "harm": _harm, "cost": _cost, "lengths": _lengths}
 
 
 def _sources(where: Field) -> str:

@@ -163,12 +163,18 @@ def test_the_command_prints_its_tables_and_writes_every_seed(capsys, tmp_path, o
     plan = bench_quality.Plan(seeds=2, learn=60, rivals=("linucb", "lints"))
     bench_quality.run(made, plan, json_to=out)
     printed, report = capsys.readouterr().out, json.loads(out.read_text())
-    for told in ("## Every pool", "## Do no harm", "## Cost at equal quality", "alpha 0.03, 0.1, 0.3, 1"):
+    for told in (
+        "## Every pool",
+        "## Do no harm",
+        "## Cost at equal quality",
+        "alpha 0.03, 0.1, 0.3, 1",
+        "## How well the length",
+    ):
         assert told in printed
     assert len(report["gaps"]) == 4 * 3
     assert all(len(record["whole"]) == len(record["last_third"]) == 2 for record in report["gaps"])
     assert len(report["harm"]) == 4
-    assert set(report["cost"]) == {"made-up", "other"}
+    assert set(report["cost"]) == set(report["lengths"]) == {"made-up", "other"}
     assert all(0 < share <= 1.0 + 1e-9 for shares in report["cost"].values() for share in shares.values())
 
 
