@@ -30,10 +30,10 @@ from bandit.types import Matrix, Vector
 from bandit.words import DIRECTIONS
 
 GRID: Final = 2.0**10
-LARGEST: Final = 64.0  # no feature is beyond it
+LARGEST: Final = 64.0  # no feature is beyond it: sums stay exact
 TYPICAL_TOKENS: Final = 300.0
-# Of slopes, shared and an arm's own, in units of the noise: 1/n is a belief worth n calls. What is asked for tells most of
-# how long an answer will be, words the least beyond it.
+# What all arms share and an arm's own may vary by, in units of the noise: 1/n is a belief worth n calls. What is asked for
+# tells most of how long an answer will be, words the least beyond it.
 LEVEL_VARIANCES: Final = (4.0, 1.0)
 FACT_VARIANCES: Final = (0.1, 0.02)
 WORD_VARIANCES: Final = (0.03, 0.01)
