@@ -20,10 +20,11 @@ def test_lengths_that_follow_the_request_are_foretold_and_others_are_not(outcome
     logs = 5.0 + 0.8 * x[:, 1:2] + np.arange(len(data.arms))
     follows = np.exp(logs).round().astype(np.int64)
     shares, _ = figures(field(data, follows), seeds=1)
-    whole, first, last, all_told = shares["made-up"]
+    whole, first, last, facts_alone, all_told = shares["made-up"]
     assert last < first
     assert last < whole < 0.5
     assert all_told <= whole
+    assert facts_alone < 0.5  # here one of them tells all
     chance, _ = figures(field(data, rng.permutation(follows)), seeds=1)
     assert chance["made-up"][0] == pytest.approx(1.0, abs=0.1)
 
