@@ -1,6 +1,7 @@
 """What is to be done about alarms: the events that answer them, made from the state, so that all replicas make the same.
 
-An arm that drifted is reset: most of what is known of it is forgotten, by every source. Where most arms move the same way
+An arm that drifted is reset: what was known of it is forgotten but for the weight of a few ratings, by every source, and
+feedback.recovery sees to it that a model which dropped is tried again. Where most arms move the same way
 by the word of one source alone, that source drifted: its ratings are cut for all arms alike, which leaves the arms their
 differences, and no model is blamed.
 """
@@ -9,14 +10,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from bandit.drift import Direction, source_drifted
-from feedback.cuts import Alarm
+from feedback.cuts import DRIFT, JUDGE, Alarm
 from feedback.events import JudgeDrift, Reset
 from feedback.state import State
 
-RESET_FACTOR: Final = 0.02  # what a reset leaves of the past
+RATINGS_LEFT: Final = 5.0  # a reset leaves as much of the past as so many ratings of today weigh,
+JUDGE_FACTOR: Final = 0.02  # and where a source drifted this share of what it said of each arm
 RECENT_RATINGS: Final = 2000  # of the route: alarms that near to each other may have one cause
-DRIFT: Final = "drift"
-JUDGE: Final = "judge drift"
 
 
 def answers(state: State) -> tuple[Reset | JudgeDrift, ...]:
@@ -24,13 +24,17 @@ def answers(state: State) -> tuple[Reset | JudgeDrift, ...]:
     told: dict[tuple[str, str], Reset | JudgeDrift] = {}
     for alarm in state.alarms:
         if _is_the_sources(state, alarm):
-            event = JudgeDrift(alarm.source, RESET_FACTOR, state.as_of, alarm.token)
+            event = JudgeDrift(alarm.source, JUDGE_FACTOR, state.as_of, alarm.token)
             told.setdefault((JUDGE, alarm.source), event)
         else:
-            told.setdefault(
-                (DRIFT, alarm.arm), Reset(alarm.arm, None, RESET_FACTOR, DRIFT, state.as_of, alarm.token)
-            )
+            reset = Reset(alarm.arm, None, _factor(state, alarm.arm), DRIFT, state.as_of, alarm.token)
+            told.setdefault((DRIFT, alarm.arm), reset)
     return tuple(told.values())
+
+
+def _factor(state: State, arm: str) -> float:
+    known = state.ratings_per_arm()[arm].n
+    return RATINGS_LEFT / known if known > RATINGS_LEFT else 1.0
 
 
 def _is_the_sources(state: State, alarm: Alarm) -> bool:

@@ -14,6 +14,9 @@ from feedback.store import Position
 
 CUTS_KEPT_S: Final = 2 * 8760 * 3600.0  # twice the longest feedback window that a gateway may be given
 CUTS_MAX: Final = 1000
+DRIFT: Final = "drift"  # causes: an arm's ratings changed,
+JUDGE: Final = "judge drift"  # all of a source's did,
+RECOVERY: Final = "it may have recovered"  # or it dropped a while ago (feedback.recovery)
 ArmSource = tuple[str, str]
 
 
@@ -30,7 +33,7 @@ class Alarm:
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The sums of arm (None: of all) by source (None: by all) were multiplied by factor, at a position and by the rated-th
-    rating. direction: of the alarm that it answers, by whose source, for cause "drift" or "judge drift".
+    rating. direction: of the alarm that it answers, by whose source, for cause DRIFT or JUDGE.
     """
 
     position: Position

@@ -12,11 +12,11 @@ import numpy as np
 
 from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
-from feedback.alarms import JUDGE
-from feedback.cuts import Alarm, ArmSource, Cut, kept, remaining
+from feedback.cuts import JUDGE, RECOVERY, Alarm, ArmSource, Cut, kept, remaining
 from feedback.draft import EPOCH_SPAN, Draft
 from feedback.events import Called, Charged, Event, JudgeDrift, Rated, Reset, Withdrawn, decode
 from feedback.records import DecisionPrefix, MalformedError
+from feedback.recovery import FADE_FACTOR, fading
 from feedback.state import State, changed, weight_grid
 from feedback.store import Position, position
 
@@ -94,6 +94,8 @@ def _rated(state: State, event: Rated) -> State | None:
     if not _fits(state, decision):
         return None
     state = _with_epoch(state, decision.decided_at)
+    if event.old is None:
+        state = _faded(state)
     seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
     if decision.arm not in state.entry_prices:
         price = decision.listed_out_nano_usd_per_token * 1e-3  # USD per million tokens
@@ -105,6 +107,14 @@ def _rated(state: State, event: Rated) -> State | None:
         weight = _weight(state, decision, key, since=event.origin)
         seen = seen.revised(decision.x, event.quality, old=event.old, weight=weight)
     return changed(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
+
+
+def _faded(state: State) -> State:
+    """Before the next rating: with less of the arms that may have recovered."""
+    for arm in fading(state.cuts, state.rated):
+        cut = Cut(position(state.cursor), arm, None, FADE_FACTOR, RECOVERY, state.as_of, state.rated)
+        state = changed(state, ratings=_times(state, cut), cuts=kept((*state.cuts, cut), state.as_of))
+    return state
 
 
 def _withdrawn(state: State, event: Withdrawn) -> State | None:
@@ -164,11 +174,15 @@ def _cut(state: State, event: Reset | JudgeDrift) -> State | None:
     )
     return changed(
         state,
-        ratings={key: s.times(cut.factor) if cut.concerns(key) else s for key, s in state.ratings.items()},
+        ratings=_times(state, cut),
         detectors={key: d for key, d in state.detectors.items() if not cut.concerns(key)},
         alarms=tuple(alarm for alarm in state.alarms if not cut.concerns((alarm.arm, alarm.source))),
         cuts=kept((*state.cuts, cut), state.as_of),
     )
+
+
+def _times(state: State, cut: Cut) -> dict[ArmSource, RatingStatistics]:
+    return {key: s.times(cut.factor) if cut.concerns(key) else s for key, s in state.ratings.items()}
 
 
 def _source(state: State, name: str) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
 from bandit.types import Vector
-from feedback.alarms import JUDGE, RECENT_RATINGS, RESET_FACTOR, answers
+from feedback.alarms import JUDGE_FACTOR, RATINGS_LEFT, RECENT_RATINGS, answers
 from feedback.cuts import CUTS_KEPT_S, CUTS_MAX
 from feedback.events import (
     CHARGED,
