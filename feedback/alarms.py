@@ -33,8 +33,8 @@ def answers(state: State) -> tuple[Reset | JudgeDrift, ...]:
 
 
 def _factor(state: State, arm: str) -> float:
-    known = state.ratings_per_arm()[arm].n
-    return RATINGS_LEFT / known if known > RATINGS_LEFT else 1.0
+    known = state.ratings_per_arm().get(arm)
+    return RATINGS_LEFT / known.n if known and known.n > RATINGS_LEFT else 1.0
 
 
 def _is_the_sources(state: State, alarm: Alarm) -> bool:

@@ -13,7 +13,7 @@ from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
 from bandit.types import Vector
 from feedback.alarms import JUDGE_FACTOR, RATINGS_LEFT, RECENT_RATINGS, answers
-from feedback.cuts import CUTS_KEPT_S, CUTS_MAX
+from feedback.cuts import CUTS_KEPT_S, CUTS_MAX, JUDGE
 from feedback.events import (
     CHARGED,
     RATED,
@@ -495,15 +495,25 @@ def test_an_alarm_waits_for_its_answer_and_is_raised_once() -> None:
     assert (alarm.arm, alarm.source, alarm.direction) == ("small", "user", "drop")
     assert 300 < position(alarm.token)[0] < 380
     (answer,) = answers(state)
-    assert answer == Reset("small", None, RESET_FACTOR, "drift", NOW, alarm.token)
+    known = state.ratings_per_arm()["small"].n
+    assert answer == Reset("small", None, RATINGS_LEFT / known, "drift", NOW, alarm.token)
+
+
+def test_of_an_arm_that_is_hardly_known_a_reset_forgets_nothing() -> None:
+    state = lived(EMPTY, stream("small", 0.7, 300) + stream("small", 0.4, 200))
+    long_ago = {key: sums.times(RATINGS_LEFT / 1000) for key, sums in state.ratings.items()}
+    (answer,) = answers(replace(state, ratings=long_ago))
+    assert answer.factor == 1.0
 
 
 def test_a_reset_forgets_most_of_the_arm_by_all_sources_and_nothing_of_others() -> None:
     state = lived(EMPTY, stream("large", 0.7, 60) + stream("small", 0.7, 300) + stream("small", 0.4, 200))
     state = lived(state, stream("small", 0.7, 10, source="judge:a"))
-    after = learn(replace(state, cursor="999-0:"), answers(state)[0])
+    (answer,) = answers(state)
+    after = learn(replace(state, cursor="999-0:"), answer)
+    assert after.ratings_per_arm()["small"].n == pytest.approx(RATINGS_LEFT)
     for key, before in state.ratings.items():
-        factor = RESET_FACTOR if key[0] == "small" else 1.0
+        factor = answer.factor if key[0] == "small" else 1.0
         assert after.ratings[key].n == before.n * factor
         assert (after.ratings[key] is before) == (key[0] == "large")
     assert after.alarms == ()
@@ -545,7 +555,7 @@ def test_a_judge_that_grows_strict_is_blamed_and_the_models_are_not() -> None:
     assert answer.source == "judge:a"
     after = learn(replace(state, cursor="9999-0:"), answer)
     for key, before in state.ratings.items():
-        factor = RESET_FACTOR if key[1] == "judge:a" else 1.0
+        factor = JUDGE_FACTOR if key[1] == "judge:a" else 1.0
         assert after.ratings[key].n == before.n * factor
     assert (after.alarms, after.detectors.keys()) == ((), {("small", "user")})
     assert after.cuts[-1].cause == JUDGE
