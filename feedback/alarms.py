@@ -1,9 +1,9 @@
 """What is to be done about alarms: the events that answer them, made from the state, so that all replicas make the same.
 
 An arm that drifted is reset: what was known of it is forgotten but for the weight of a few ratings, by every source, and
-feedback.recovery sees to it that a model which dropped is tried again. Where most arms move the same way
-by the word of one source alone, that source drifted: its ratings are cut for all arms alike, which leaves the arms their
-differences, and no model is blamed.
+feedback.recovery sees to it that a model which dropped is tried again. Where most arms move the same way by the word of one
+source alone, that source drifted: its ratings are cut for all arms alike, which leaves the arms their differences, and no
+model is blamed.
 """
 
 from collections.abc import Iterator

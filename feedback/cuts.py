@@ -5,7 +5,7 @@ withdrawn later is in those sums with its weight times the factors of all cuts s
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,9 +14,9 @@ from feedback.store import Position
 
 CUTS_KEPT_S: Final = 2 * 8760 * 3600.0  # twice the longest feedback window that a gateway may be given
 CUTS_MAX: Final = 1000
-DRIFT: Final = "drift"  # causes: an arm's ratings changed,
+DRIFT: Final = "drift"  # causes, beside an operator: an arm's ratings changed,
 JUDGE: Final = "judge drift"  # all of a source's did,
-RECOVERY: Final = "it may have recovered"  # or it dropped a while ago (feedback.recovery)
+RECOVERY: Final = "recovery"  # or the arm dropped a while ago (feedback.recovery)
 ArmSource = tuple[str, str]
 
 
@@ -53,11 +53,16 @@ class Cut:
         """One sentence for operators."""
         whose = f"{self.arm or 'all models'} by {self.source or 'all sources'}"
         why = f"{self.cause}, a {self.direction} in ratings by {self.by}" if self.direction else self.cause
-        return f"{100 * self.factor:g} % is kept of what was learned of {whose} ({why})"
+        return f"{100 * self.factor:.2g} % is kept of what was learned of {whose} ({why})"
 
 
-def remaining(cuts: Iterable[Cut], key: ArmSource, since: Position) -> float:
-    """What share of a rating by (arm, source), first given at a position, the cuts since then have left."""
+def remaining(cuts: Sequence[Cut], key: ArmSource, since: Position) -> float:
+    """What share of a rating by (arm, source), first given at a position, the cuts since then have left.
+
+    Of one from before the oldest of CUTS_MAX cuts nothing: rather too little is taken back than more than there is.
+    """
+    if len(cuts) >= CUTS_MAX and since < cuts[0].position:
+        return 0.0
     return math.prod(cut.factor for cut in cuts if cut.position > since and cut.concerns(key))
 
 

@@ -16,7 +16,7 @@ from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
 from feedback.cuts import ArmSource
 from feedback.events import Rated
-from feedback.recovery import next_fading
+from feedback.recovery import next_halving
 from feedback.state import State, changed, weight_grid
 
 EPOCH_SPAN: Final = 60  # half-lives after which the epoch moves on, long before a weight could overflow
@@ -40,7 +40,7 @@ class Draft:
         self._detectors: dict[ArmSource, Detector] = {}
         self._pending = {(alarm.arm, alarm.source) for alarm in state.alarms}
         self._as_of, self._added, self._skipped, self._cursor = state.as_of, 0, 0, state.cursor
-        self._fading = next_fading(state.cuts, state.rated)
+        self._halving = next_halving(state.cuts, state.rated)
         self._product = np.empty((state.d, state.d))
 
     def skip(self, token: str) -> None:
@@ -64,7 +64,7 @@ class Draft:
             or decision.arm not in state.entry_prices
             or state.epoch is None
             or k - state.epoch > EPOCH_SPAN
-            or state.rated + self._added >= self._fading
+            or state.rated + self._added >= self._halving
         ):
             return False
         if detector is not None and decision.quality_sd:

@@ -16,7 +16,7 @@ from feedback.cuts import JUDGE, RECOVERY, Alarm, ArmSource, Cut, kept, remainin
 from feedback.draft import EPOCH_SPAN, Draft
 from feedback.events import Called, Charged, Event, JudgeDrift, Rated, Reset, Withdrawn, decode
 from feedback.records import DecisionPrefix, MalformedError
-from feedback.recovery import FADE_FACTOR, fading
+from feedback.recovery import HALF, halved
 from feedback.state import State, changed, weight_grid
 from feedback.store import Position, position
 
@@ -95,7 +95,7 @@ def _rated(state: State, event: Rated) -> State | None:
         return None
     state = _with_epoch(state, decision.decided_at)
     if event.old is None:
-        state = _faded(state)
+        state = _halved(state)
     seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
     if decision.arm not in state.entry_prices:
         price = decision.listed_out_nano_usd_per_token * 1e-3  # USD per million tokens
@@ -109,10 +109,10 @@ def _rated(state: State, event: Rated) -> State | None:
     return changed(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
 
 
-def _faded(state: State) -> State:
+def _halved(state: State) -> State:
     """Before the next rating: with less of the arms that may have recovered."""
-    for arm in fading(state.cuts, state.rated):
-        cut = Cut(position(state.cursor), arm, None, FADE_FACTOR, RECOVERY, state.as_of, state.rated)
+    for arm in halved(state.cuts, state.rated):
+        cut = Cut(position(state.cursor), arm, None, HALF, RECOVERY, state.as_of, state.rated)
         state = changed(state, ratings=_times(state, cut), cuts=kept((*state.cuts, cut), state.as_of))
     return state
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from bandit.features import TAG
 from bandit.prediction import QualityModel
+from feedback.cuts import RECOVERY
 from feedback.events import Reset, encode_reset
 from feedback.intake import Intake, Route
 from feedback.recorder import Recorder
@@ -128,7 +129,9 @@ class Learning:
         history = await replica.poll()
         for cut in replica.state.cuts:
             if not before or cut.position > before:
-                log.warning("%s: %s", scope, cut.told())
+                log.log(
+                    logging.INFO if cut.cause == RECOVERY else logging.WARNING, "%s: %s", scope, cut.told()
+                )
         await self.intake.settle(scope, history, sent)
 
     async def reset(

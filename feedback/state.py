@@ -37,7 +37,7 @@ from feedback.records import MalformedError
 HALF_LIFE_S: Final = 30 * 86_400.0
 START: Final = "0-0:"  # the token before a log's first entry
 AGE_STEPS: Final = 256  # points of a half-life (2.8 hours apart) to which ages are counted back
-_MAGIC: Final = b"FLS3"
+_MAGIC: Final = b"FLS4"
 _LENGTH = struct.Struct("<I")
 
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})

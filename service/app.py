@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from feedback.api import feedback_router
+from feedback.cuts import RECOVERY
 from feedback.ids import bare_id
 from feedback.intake import FeedbackRefusedError
 from feedback.learning import Learning
@@ -247,7 +248,7 @@ def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
             for arm, s in ratings.items()
         },
         "alarms": [asdict(alarm) for alarm in state.alarms],
-        "resets": [asdict(cut) for cut in state.cuts[-RESETS_TOLD:]],
+        "resets": [asdict(cut) for cut in state.cuts if cut.cause != RECOVERY][-RESETS_TOLD:],
     } | counters
 
 

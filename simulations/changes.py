@@ -190,6 +190,25 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
+class Stricter:
+    """During a phase a judge rates every model's answers `by` lower than before, but none below 0."""
+
+    by: float
+    phase: str
+
+    def apply(self, world: World, stage: Stage) -> World:
+        during = _during(world, [self.phase])[:, None]
+
+        def judged(channel: Channel) -> Channel:
+            if not channel.source.startswith("judge:"):
+                return channel
+            lower = np.maximum(channel.told - self.by, 0.0)
+            return replace(channel, told=np.where(during, lower, channel.told))
+
+        return replace(world, channels=tuple(judged(channel) for channel in world.channels))
+
+
+@dataclass(frozen=True, slots=True)
 class Poison:
     """A share of the requests is rated 1 where the favourite answered and 0 where another did."""
 

@@ -23,6 +23,7 @@ from simulations.changes import (
     Price,
     Shift,
     Stage,
+    Stricter,
     Withdraw,
     cast_of,
     in_phases,
@@ -102,6 +103,12 @@ _ALL: Final = (
         "judge-noisy",
         "A judge rates all answers with an error of 0.3; users rate one of ten truly.",
         changes=(Judge(noise=0.3, users=0.1),),
+    ),
+    Scenario(
+        "judge-stricter",
+        "A judge rates all answers, and in the end every model's 0.2 lower; users rate one of ten truly.",
+        ("before", "stricter"),
+        (Judge(users=0.1), Stricter(by=0.2, phase="stricter")),
     ),
     Scenario(
         "poisoned",

@@ -458,6 +458,25 @@ def test_resets_that_no_rating_can_ask_for_any_more_are_forgotten() -> None:
     assert {cut.at for cut in state.cuts} == kept | {later.decided_at}
 
 
+def test_of_a_rating_from_before_the_resets_that_are_remembered_nothing_is_taken_back() -> None:
+    """What is left of it cannot be told any more, and taking back too much would leave sums of no ratings."""
+    early, late = (Rating("small", "user", slope, 0.5, NOW) for slope in (0.0, 0.5))
+    state = fold(rated(early), "2-0:", encode_reset(Reset("small", None, 0.01, "operator", NOW)))
+    for n in range(CUTS_MAX):
+        if n == 5:
+            state = fold(state, f"{n + 3}-0:", late.entry())
+        else:
+            state = fold(state, f"{n + 3}-0:", encode_reset(Reset("large", None, 0.5, "operator", NOW)))
+    exact = state.ratings_per_arm()["small"].n
+    assert len(state.cuts) == CUTS_MAX
+    state = fold(state, "5000-0:", encode_reset(Reset("large", None, 0.5, "operator", NOW)))
+    after = fold(state, "5001-0:", early.withdrawn("1-0"))
+    assert after.ratings_per_arm()["small"].n == exact
+    assert fold(after, "5002-0:", late.withdrawn("8-0")).ratings_per_arm()["small"].n == pytest.approx(
+        0.01 * rated(early).ratings_per_arm()["small"].n
+    )
+
+
 # ---- drift
 
 

@@ -23,7 +23,7 @@ from bandit.quality import SharedBaseline
 from bandit.quality_posterior import SharedBaselinePosterior
 from bandit.statistics import CallStatistics
 from bandit.types import Context, Needs
-from feedback.alarms import answers
+from feedback.alarms import RATINGS_LEFT, answers
 from feedback.cuts import Alarm
 from feedback.events import RATED, Called, JudgeDrift, Reset, decode, encode_called, encode_reset
 from feedback.learn import fold, fold_all
@@ -666,6 +666,7 @@ async def test_an_alarm_is_answered_by_ten_replicas_and_happens_once(route: Rout
     await asyncio.gather(*(replica.poll() for replica in replicas))
     (reset,) = await resets(route)
     assert (reset.arm, reset.cause) == ("small", "drift")
+    assert replicas[0].state.ratings_per_arm()["small"].n == pytest.approx(RATINGS_LEFT)
     assert len({replica.state.digest() for replica in replicas}) == 1
     state = replicas[0].state
     assert (state.alarms, len(state.cuts), state.skipped) == ((), 1, 0)
