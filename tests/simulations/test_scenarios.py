@@ -180,6 +180,18 @@ def test_a_judge_s_bias_and_noise_are_what_it_was_given(outcomes):
     assert (noisy.told - data.quality)[inside].std() == pytest.approx(0.05, rel=0.1)
 
 
+def test_a_judge_that_grows_strict_lowers_every_model_alike_and_no_users_rating(outcomes):
+    data, world, _ = made(outcomes, SCENARIOS["judge-stricter"], n=2000)
+    users, judge = world.channels
+    before, stricter = part(world, "before"), part(world, "stricter")
+    quality = data.quality[world.rows]
+    np.testing.assert_array_equal(judge.told[before], quality[before])
+    np.testing.assert_allclose(judge.told[stricter], np.maximum(quality[stricter] - 0.2, 0.0))
+    rated = ~np.isnan(users.told)
+    np.testing.assert_array_equal(users.told[rated], quality[rated])
+    np.testing.assert_array_equal(world.quality, quality)
+
+
 def test_poisoned_ratings_praise_the_favourite_and_damn_the_others(outcomes):
     data = outcomes(2000)
     stage = Stage(data, cast_of(data, BALANCED), np.random.default_rng(0))
