@@ -61,12 +61,8 @@ class CostModel:
             tokens_out = tokens_out * part.lengths.shapes(x)
         if needs.max_tokens_out is not None:
             tokens_out = np.minimum(tokens_out, needs.max_tokens_out)
-        listed = 1e-6 * (needs.tokens_in * part.in_ratio * part.price_in + tokens_out * part.price_out)
-        if part.priced:
-            expected: Vector = listed * part.correction
-        else:
-            expected = np.where(listed > 0, listed * part.correction, part.unpriced)
-        return expected
+        expected: Vector = needs.tokens_in * part.usd_in + tokens_out * part.usd_out
+        return expected if part.priced else np.where(expected > 0, expected, part.unpriced)
 
     def latency_s(self, arms: Sequence[Arm]) -> Vector:
         """(K,) mean of each arm's calls that were timed; NaN before the first."""
@@ -86,16 +82,16 @@ class CostModel:
         last = len(self.usual) - 1
         rows = [self.rows.get(arm.name, last) for arm in arms]
         usual = self.usual[rows]
-        prices = np.array([(arm.price_usd_per_mtok_in, arm.price_usd_per_mtok_out) for arm in arms])
+        price_in = np.array([arm.price_usd_per_mtok_in for arm in arms])
+        price_out = np.array([arm.price_usd_per_mtok_out for arm in arms])
+        correction = 1e-6 * usual[:, _CORRECTION]
         return _Part(
             arms=arms,
-            in_ratio=usual[:, _IN_RATIO].copy(),
             tokens_out=usual[:, _OUT].copy(),
-            correction=usual[:, _CORRECTION].copy(),
+            usd_in=correction * usual[:, _IN_RATIO] * price_in,
+            usd_out=correction * price_out,
             unpriced=usual[:, _UNPRICED].copy(),
-            price_in=prices[:, 0].copy(),
-            price_out=prices[:, 1].copy(),
-            priced=bool(prices[:, 0].min(initial=np.inf) > 0),
+            priced=bool(price_in.min(initial=np.inf) > 0),
             lengths=self.lengths.of(rows),
             latency_s=np.array([_latency_s(self.calls.get(arm.name, NO_CALLS)) for arm in arms]),
         )
@@ -107,17 +103,15 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Of K arms, each (K,): the columns of `CostModel.usual` and prices in USD per million tokens. priced: every prompt
-    costs something with each of them, however short its answer.
+    """Of K arms, each (K,): usual tokens of an answer, corrected USD of an estimated token in and of a token out, and USD of
+    a call without a price. priced: every prompt costs something with each of them, however short its answer.
     """
 
     arms: tuple[Arm, ...]
-    in_ratio: Vector
     tokens_out: Vector
-    correction: Vector
+    usd_in: Vector
+    usd_out: Vector
     unpriced: Vector
-    price_in: Vector
-    price_out: Vector
     priced: bool
     lengths: Lengths
     latency_s: Vector

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bandit.arms import Arm
 from bandit.noise import uniform_of
-from bandit.policy import Policy, Ramped
+from bandit.policy import Policy
 from bandit.posterior import Posterior
 from bandit.types import Context, Vector
 
@@ -51,26 +51,21 @@ def decide(
     if not candidates:
         raise ValueError("decide needs at least one candidate")
     belief = posterior.belief(context, candidates)
-    strategy = None
-    if isinstance(policy, Ramped):
-        strategy = policy.policy.probabilities(belief)
-        probabilities = policy.ramped(strategy, belief)
-    else:
-        probabilities = policy.probabilities(belief)
+    weighed = policy.weigh(belief)
     return Decision(
         decision_id=decision_id,
-        chosen=_sample(probabilities, uniform_of(decision_id)),
+        chosen=_sample(weighed.probabilities, uniform_of(decision_id)),
         candidates=tuple(candidates),
-        probabilities=probabilities,
+        probabilities=weighed.probabilities,
         context=context,
         token=posterior.token,
         quality_mean=belief.quality.mean,
         quality_sd=belief.quality.sd(),
         typical=belief.typical,
         cost_usd=belief.cost_usd,
-        utility=policy.utility(belief),
+        utility=weighed.utility,
         noise_variance=belief.noise_variance,
-        strategy=strategy,
+        strategy=weighed.strategy,
     )
 
 

@@ -40,6 +40,7 @@ WORD_VARIANCES: Final = (0.03, 0.01)
 TASK_VARIANCES: Final = (0.5, 0.2)
 # Nobody's answer is expected to be so many times longer or shorter than usual.
 LOG_SHAPE_MAX: Final = math.log(8.0)
+_LOWEST, _HIGHEST = np.array(-LOG_SHAPE_MAX), np.array(LOG_SHAPE_MAX)
 PSEUDO_CALLS: Final = 20.0  # that an arm borrows from all arms to say which requests it has had
 
 LengthSums = Mapping[str, RatingStatistics]  # arm -> sums over its answers, of log tokens in a rating's place
@@ -118,7 +119,7 @@ class Lengths:
     def shapes(self, x: Vector) -> Vector:
         """How much longer than usual each row's answer is expected to be for this request."""
         logs = self.weights @ x[: self.weights.shape[1]] - self.offsets
-        shapes: Vector = np.exp(np.minimum(np.maximum(logs, -LOG_SHAPE_MAX), LOG_SHAPE_MAX))
+        shapes: Vector = np.exp(np.minimum(np.maximum(logs, _LOWEST), _HIGHEST))
         return shapes
 
 

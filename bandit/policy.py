@@ -19,14 +19,19 @@ from bandit.types import Vector
 RATINGS_TO_SETTLE: Final = 100.0
 
 
-class Policy(Protocol):
-    def probabilities(self, belief: Belief) -> Vector:
-        """(K,) probability of each candidate: at least 0, sum 1."""
-        ...
+@dataclass(frozen=True, slots=True, eq=False)
+class Weighed:
+    """What a policy makes of K candidates. probabilities (K,) of being chosen: at least 0, sum 1; utility (K,): what each is
+    expected to be worth; strategy (K,): of a ramped policy, the probabilities with which its own policy would have chosen.
+    """
 
-    def utility(self, belief: Belief) -> Vector:
-        """(K,) what each candidate is expected to be worth."""
-        ...
+    probabilities: Vector
+    utility: Vector
+    strategy: Vector | None = None
+
+
+class Policy(Protocol):
+    def weigh(self, belief: Belief) -> Weighed: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +53,24 @@ class Thompson:
     floor: float = 0.01
     newcomers: Newcomers = field(default_factory=Newcomers)
 
-    def probabilities(self, belief: Belief) -> Vector:
-        K, objective = len(belief.arms), self.objective
-        quality = belief.quality.deviations * self.spread(belief) + belief.quality.mean  # (M, K)
-        utility = objective.utility(quality, belief.cost_usd, objective.reference(belief))  # (M, K)
+    def weigh(self, belief: Belief) -> Weighed:
+        K, objective, mean = len(belief.arms), self.objective, belief.quality.mean
+        reference = objective.reference(belief)
+        quality = belief.quality.deviations * self.spread(belief) + mean  # (M, K)
+        utility = objective.utility(quality, belief.cost_usd, reference)  # (M, K)
         preferred = objective.preferred(belief)
         if preferred is not everybody(K) and not preferred.all():
             utility = np.where(preferred, utility, -np.inf)
         wins = np.bincount(utility.argmax(axis=1), minlength=K)
+        expected = objective.utility(mean[None], belief.cost_usd, reference)[0]
         greedy = wins * ((1.0 - self.floor) / len(quality))
-        shares: Vector = greedy + spread_floor(self.floor, self.utility(belief), objective.allowed(belief))
-        return self.newcomers.welcomed(shares, belief, objective)
+        shares: Vector = greedy + spread_floor(self.floor, expected, objective.allowed(belief))
+        return Weighed(self.newcomers.welcomed(shares, belief, objective), expected)
 
     def spread(self, belief: Belief) -> float:
         """The factor on the posterior's spread at this decision."""
         n = float(np.add.reduce(belief.ratings))
         return self.scale + (self.first_scale - self.scale) / math.sqrt(1.0 + n / RATINGS_TO_SETTLE)
-
-    def utility(self, belief: Belief) -> Vector:
-        reference = self.objective.reference(belief)
-        expected: Vector = self.objective.utility(belief.quality.mean[None], belief.cost_usd, reference)[0]
-        return expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +87,13 @@ class Ramped:
     baseline: str
     share: float
 
-    def probabilities(self, belief: Belief) -> Vector:
-        return self.ramped(self.policy.probabilities(belief), belief)
-
-    def ramped(self, chosen: Vector, belief: Belief) -> Vector:
-        """(K,) of the policy's own probabilities what the baseline leaves."""
-        baseline = belief.index(self.baseline)
+    def weigh(self, belief: Belief) -> Weighed:
+        own, baseline = self.policy.weigh(belief), belief.index(self.baseline)
         if baseline is None:
-            return chosen
-        mixed: Vector = self.share * chosen
+            return replace(own, strategy=own.probabilities)
+        mixed = self.share * own.probabilities
         mixed[baseline] += 1.0 - self.share
-        return mixed
-
-    def utility(self, belief: Belief) -> Vector:
-        return self.policy.utility(belief)
+        return Weighed(mixed, own.utility, own.probabilities)
 
 
 def aimed(policy: Policy, objective: Objective) -> Policy:
@@ -127,21 +122,15 @@ def objective_of(policy: Policy) -> Objective | None:
 class Fixed:
     """Always the first candidate: the first model listed that can serve the request."""
 
-    def probabilities(self, belief: Belief) -> Vector:
+    def weigh(self, belief: Belief) -> Weighed:
         first: Vector = np.zeros(len(belief.arms))
         first[0] = 1.0
-        return first
-
-    def utility(self, belief: Belief) -> Vector:
-        return belief.quality.mean
+        return Weighed(first, belief.quality.mean)
 
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
     """Every candidate alike: the way to gather unbiased data."""
 
-    def probabilities(self, belief: Belief) -> Vector:
-        return np.full(len(belief.arms), 1.0 / len(belief.arms))
-
-    def utility(self, belief: Belief) -> Vector:
-        return belief.quality.mean
+    def weigh(self, belief: Belief) -> Weighed:
+        return Weighed(np.full(len(belief.arms), 1.0 / len(belief.arms)), belief.quality.mean)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,9 +21,14 @@ class Draws:
 
     def sd(self) -> Vector:
         """(K,) standard deviation of each arm's draws."""
-        squares = np.einsum("mk,mk->k", self.deviations, self.deviations)
-        sd: Vector = np.sqrt(squares / len(self.deviations))
+        sd: Vector = np.sqrt(_even(len(self.deviations)) @ (self.deviations * self.deviations))
         return sd
+
+
+@cache
+def _even(M: int) -> Vector:
+    """(M,) a mean's weights."""
+    return np.full(M, 1.0 / M)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,7 +33,7 @@ class RatingStatistics:
         return cls(np.zeros((d, d)), np.zeros(d), 0.0, 0.0)
 
     def added(self, x: Vector, r: float, weight: float) -> "RatingStatistics":
-        xx = weight * (x[:, None] * x)  # symmetric to the last bit: a snapshot holds one triangle
+        xx = weight * np.dot(x[:, None], x[None])  # symmetric to the last bit: a snapshot holds one triangle
         return RatingStatistics(
             self.xx + xx, self.xr + (weight * r) * x, self.n + weight, self.rr + weight * r * r
         )

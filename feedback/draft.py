@@ -84,7 +84,7 @@ class Draft:
     def _add(self, sums: _Sums, x: Vector, r: float, weight: float) -> None:
         """As `RatingStatistics.added`, to the last bit."""
         product = self._product
-        np.multiply(x[:, None], x, out=product)
+        np.dot(x[:, None], x[None], out=product)
         product *= weight
         sums.xx += product
         sums.xr += (weight * r) * x

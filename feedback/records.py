@@ -94,7 +94,7 @@ class DecisionPrefix:
             raise MalformedError("the lengths in a decision's head do not fit its bytes")
         decided_at, propensity, features, policy, listed_in, listed_out, mean, sd = rest
         x = np.frombuffer(data, "<f2", d, HEAD.size + arm_length).astype(np.float64)
-        if not 1 <= d <= D_MAX or not (x.max() <= X_MAX and x.min() >= -X_MAX):  # NaN fails either comparison
+        if not (1 <= d <= D_MAX and np.maximum.reduce(np.abs(x)) <= X_MAX):  # NaN is no less than anything
             raise MalformedError("a decision's features are not finite and small")
         if not (0.0 <= decided_at <= DECIDED_AT_MAX and 0.0 < propensity <= 1.0):
             raise MalformedError("a decision's time or propensity is out of range")

@@ -312,7 +312,7 @@ class Pipeline:
         able = (*able[:place], own, *able[place + 1 :])
         posterior = request.route.learned.replica.posterior
         request.policy = self._pacers.policy(request.policy, request.route)
-        utility = request.policy.utility(posterior.belief(request.context, able))
+        utility = request.policy.weigh(posterior.belief(request.context, able)).utility
         if objective_of(request.policy) is None or utility[place] < np.max(utility):
             return able, excluded
         reason = f"the conversation stays with {held.model}: no gain beats the price of its lost cache"

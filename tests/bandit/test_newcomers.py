@@ -32,7 +32,7 @@ def belief_of(ratings, means, sds=0.1, usd=0.001, seed="a posterior"):
 
 
 def shares(newcomers, belief, objective=None):
-    return Thompson(objective or Quality(), newcomers=newcomers).probabilities(belief)
+    return Thompson(objective or Quality(), newcomers=newcomers).weigh(belief).probabilities
 
 
 @settings(deadline=None)
@@ -76,7 +76,7 @@ def test_a_bad_newcomer_is_called_at_most_as_often_as_an_arm_is_new_and_hardly_o
         mean = 0.6 * sd**2 / 0.3**2 + 0.2 * (1 - sd**2 / 0.3**2)
         belief = belief_of([500, calls], [0.9, mean], sds=[0.01, sd], seed=f"b{n}")
         p = shares(newcomers, belief)[1]
-        floor = p - Thompson(Quality()).probabilities(belief)[1]
+        floor = p - Thompson(Quality()).weigh(belief).probabilities[1]
         calls += int(rng.random() < max(floor, 0.0))
     assert 1 <= calls < newcomers.ratings
 

@@ -68,7 +68,7 @@ def ratings_of(counts, seed=0):
 
 
 def shares_of(policy, believed, arms):
-    return policy.probabilities(believed.belief(CONTEXT, arms))
+    return policy.weigh(believed.belief(CONTEXT, arms)).probabilities
 
 
 def at_scale(scale, **rest):
@@ -88,17 +88,17 @@ def at_scale(scale, **rest):
 def test_probabilities_are_a_distribution_with_its_floor(policy, seed, counts, unheard, draws):
     arms = arms_of(len(counts) + unheard)
     belief = posterior(seed, counts, draws).belief(CONTEXT, arms)
-    p = policy.probabilities(belief)
+    p = policy.weigh(belief).probabilities
     assert p.shape == (len(arms),)
     assert abs(p.sum() - 1) < 1e-12
     assert (p >= 0).all()
     if isinstance(policy, Thompson):
         allowed = policy.objective.allowed(belief)
-        floors = spread_floor(policy.floor, policy.utility(belief), allowed)
+        floors = spread_floor(policy.floor, policy.weigh(belief).utility, allowed)
         assert (p >= (1 - policy.newcomers.share) * floors).all()
         assert (p[~allowed & ~policy.newcomers.among(belief)] == 0).all()
         assert (floors[allowed] > 0).all() or policy.floor == 0
-    assert np.array_equal(p, policy.probabilities(belief))
+    assert np.array_equal(p, policy.weigh(belief).probabilities)
 
 
 def test_fixed_takes_the_first_listed():
@@ -162,8 +162,8 @@ def test_the_floor_is_mixed_into_the_shares_of_wins():
     for seed in range(20):
         belief = posterior(seed, [9, 9, 9]).belief(CONTEXT, arms_of(3))
         floors = spread_floor(0.3, belief.quality.mean, EVERY[:3])
-        bare = Thompson(Quality(), floor=0.0).probabilities(belief)
-        mixed = Thompson(Quality(), floor=0.3).probabilities(belief)
+        bare = Thompson(Quality(), floor=0.0).weigh(belief).probabilities
+        mixed = Thompson(Quality(), floor=0.3).weigh(belief).probabilities
         np.testing.assert_allclose(mixed, 0.7 * bare + floors)
         assert np.array_equal(bare * 64, np.round(bare * 64))  # shares of 64 draws
 
@@ -325,7 +325,7 @@ def test_in_shadow_the_baseline_always_answers_and_what_it_would_do_is_told():
     for i in range(300):
         decision = decide(shadow, believed, CONTEXT, arms, f"id-{i}")
         assert (decision.arm.name, decision.propensity) == ("arm1", 1.0)
-    assert np.array_equal(decision.utility, inner.utility(believed.belief(CONTEXT, arms)))
+    assert np.array_equal(decision.utility, inner.weigh(believed.belief(CONTEXT, arms)).utility)
 
 
 def test_where_the_baseline_cannot_serve_the_policy_chooses_alone():
@@ -382,7 +382,7 @@ def test_an_arm_below_the_floor_is_chosen_on_its_merits_no_oftener_than_the_conf
             r = truth[k] + np.sqrt(0.1) * rng.normal(size=8)
             ratings[arm.name] = RatingStatistics(np.array([[8.0]]), np.array([r.sum()]), 8.0, float(r @ r))
         belief = Posterior.of(model, ratings, {}, d=1, token="0").belief(x, arms)
-        p = policy.probabilities(belief)
+        p = policy.weigh(belief).probabilities
         assert p.max() == 1.0
         chosen += p[0] == 1
         below += p[0] == 1 and truth[0] < truth[1] - 0.05
