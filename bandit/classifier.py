@@ -19,6 +19,7 @@ import numpy as np
 from bandit.arms import Arm
 from bandit.prediction import Draws, Prediction
 from bandit.prior import canonical
+from bandit.sources import ANCHOR
 from bandit.statistics import RatingStatistics
 from bandit.types import Matrix, Vector
 
@@ -126,6 +127,11 @@ class Classified:
             raise ValueError(f"the classifier is for {fitted} features, the vectors have {d}: fit it anew")
         rows = {name: np.array(row) for name, row in zip(self.arms, self.quality, strict=True)}
         return ClassifiedPosterior(self.classifier, rows, NOISE_VARIANCE)
+
+    @property
+    def anchor(self) -> str:
+        """It makes no difference."""
+        return ANCHOR
 
     def steps(
         self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]

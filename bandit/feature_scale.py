@@ -29,7 +29,7 @@ def slope_factor(prior: QualityPrior, ratings: Mapping[str, RatingStatistics]) -
     usual = np.maximum(prior.typical_square - prior.typical_x**2, 0.0)
     usual[0] = 0.0
     usually = math.fsum(prior.arm_variance * usual)
-    n = math.fsum(s.n for s in ratings.values())
+    n = math.fsum(s.weight for s in ratings.values())
     if usually <= 0.0 or n <= 0.0:
         return 1.0
     sums, squares = np.zeros(len(usual)), np.zeros(len(usual))

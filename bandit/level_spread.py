@@ -26,16 +26,18 @@ PENALTY: Final = 0.3  # nats for each doubling
 
 def level_factor(prior: QualityPrior, priors: ArmPriors, ratings: Sequence[RatingStatistics | None]) -> float:
     """One of FACTORS. ratings: of each arm in the order of `priors`, None without any."""
-    rated = [(k, s) for k, s in enumerate(ratings) if s is not None and s.n > 0]
+    rated = [(k, s) for k, s in enumerate(ratings) if s is not None and s.weight > 0]
     if len(rated) < 2:
         return 1.0  # one arm alone cannot be told from a route that is harder
     rows = [k for k, _ in rated]
-    n = np.array([s.n for _, s in rated])
+    n = np.array([s.weight for _, s in rated])
     left = np.array([s.xr[0] - s.xx[0] @ priors.means[k] for k, s in rated])  # sum w (r - x' m)
     scatter = sum(s.rr - priors.means[k] @ (2.0 * s.xr - s.xx @ priors.means[k]) for k, s in rated) - float(
         (left**2 / n).sum()
     )
-    noise = (prior.noise_weight * prior.noise_variance + max(scatter, 0.0)) / (prior.noise_weight + n.sum())
+    noise = (prior.noise_weight * prior.noise_variance + max(scatter, 0.0)) / (
+        prior.noise_weight + sum(s.n for _, s in rated)
+    )
     evidence = _log_evidence(left / n, n, 1.0 / priors.precisions[rows, 0], prior.shared_variance[0], noise)
     return float(FACTORS[np.argmax(evidence - PENALTY * np.log2(FACTORS))])
 

@@ -38,7 +38,7 @@ class Posterior:
     ) -> "Posterior":
         """ratings, calls: arm name -> its statistics; d: number of features; entry_prices: see QualityModel."""
         quality = model.fit(ratings, d, entry_prices or {})
-        return cls(quality, CostModel.fit(calls), {arm: s.n for arm, s in ratings.items()}, token)
+        return cls(quality, CostModel.fit(calls), {arm: s.weight for arm, s in ratings.items()}, token)
 
     def belief(self, context: Context, candidates: Sequence[Arm]) -> Belief:
         """About these candidates (at least one), for this request."""

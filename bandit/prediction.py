@@ -68,6 +68,11 @@ class QualityPosterior(Protocol):
 
 
 class QualityModel(Protocol):
+    @property
+    def anchor(self) -> str:
+        """The source of ratings whose word quality is (bandit.sources)."""
+        ...
+
     def fit(
         self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]
     ) -> QualityPosterior:

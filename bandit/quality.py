@@ -39,6 +39,7 @@ from bandit.level_spread import level_factor
 from bandit.noise import NORMALS_MAX
 from bandit.prior import ArmPriors, QualityPrior
 from bandit.quality_posterior import SharedBaselinePosterior
+from bandit.sources import ANCHOR
 from bandit.statistics import RatingStatistics
 from bandit.triangular import inverse_factor
 from bandit.types import Matrix, Vector
@@ -66,13 +67,15 @@ class _Block:
 @dataclass(frozen=True, slots=True)
 class SharedBaseline:
     """The model above. prior: None knows nothing of any model. arms: those of the route, with what the registry says.
-    slopes: what the evidence chooses from; AS_THE_PRIOR_SAYS leaves no choice. draws: how many a posterior holds.
+    slopes: what the evidence chooses from; AS_THE_PRIOR_SAYS leaves no choice. draws: how many a posterior holds. anchor: see
+    QualityModel.
     """
 
     prior: QualityPrior | None = None
     arms: tuple[Arm, ...] = ()
     slopes: tuple[tuple[float, float], ...] = SLOPES
     draws: int = DRAWS
+    anchor: str = ANCHOR
     _blocks: "WeakKeyDictionary[RatingStatistics, dict[bytes, _Block]]" = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )  # an arm whose statistics did not change is not eliminated again under the same prior

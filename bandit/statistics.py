@@ -28,6 +28,11 @@ class RatingStatistics:
     n: float
     rr: float
 
+    @property
+    def weight(self) -> float:
+        """What these ratings weigh together: n, but where a source's ratings count for more or less than others'."""
+        return float(self.xx[0, 0])
+
     @classmethod
     def empty(cls, d: int) -> "RatingStatistics":
         return cls(np.zeros((d, d)), np.zeros(d), 0.0, 0.0)

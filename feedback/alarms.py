@@ -2,8 +2,8 @@
 
 An arm that drifted is reset: what was known of it is forgotten but for the weight of a few ratings, by every source, and
 feedback.recovery sees to it that a model which dropped is tried again. Where most arms move the same way by the word of one
-source alone, that source drifted: its ratings are cut for all arms alike, which leaves the arms their differences, and no
-model is blamed.
+source alone, that source drifted: what it said so far is held to what it says from now on (bandit.sources), and no model is
+blamed.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ from feedback.events import JudgeDrift, Reset
 from feedback.state import State
 
 RATINGS_LEFT: Final = 5.0  # a reset leaves as much of the past as so many ratings of today weigh,
-JUDGE_FACTOR: Final = 0.02  # and where a source drifted this share of what it said of each arm
+JUDGE_FACTOR: Final = (
+    0.02  # and where a source drifted this share of what it had said before it drifted the last time
+)
 RECENT_RATINGS: Final = 2000  # of the route: alarms that near to each other may have one cause
 
 

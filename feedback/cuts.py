@@ -2,9 +2,12 @@
 
 A cut at some position of the log has multiplied the sums of an arm and source by its factor. A rating that is revised or
 withdrawn later is in those sums with its weight times the factors of all cuts since it was given.
+
+Where a source itself drifted nothing is forgotten: what it has said so far is from then on the word of another source, its
+earlier self, whose ratings bandit.sources brings onto one scale with the rest as it does any source's. Only what its earlier
+self had said already is multiplied by the factor.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +21,7 @@ DRIFT: Final = "drift"  # causes, beside an operator: an arm's ratings changed,
 JUDGE: Final = "judge drift"  # all of a source's did,
 RECOVERY: Final = "recovery"  # or the arm dropped a while ago (feedback.recovery)
 ArmSource = tuple[str, str]
+_EARLIER: Final = " before its drift"  # no source's own name has a blank
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +51,42 @@ class Cut:
     by: str | None = None
 
     def concerns(self, key: ArmSource) -> bool:
-        return self.arm in (None, key[0]) and self.source in (None, key[1])
+        """Also what a source said before it drifted."""
+        return self.arm in (None, key[0]) and self.source in (None, itself(key[1]))
 
     def told(self) -> str:
         """One sentence for operators."""
         whose = f"{self.arm or 'all models'} by {self.source or 'all sources'}"
         why = f"{self.cause}, a {self.direction} in ratings by {self.by}" if self.direction else self.cause
+        if self.cause == JUDGE:
+            return f"what was learned of {whose} is held to what it says from now on ({why})"
         return f"{100 * self.factor:.2g} % is kept of what was learned of {whose} ({why})"
 
 
-def remaining(cuts: Sequence[Cut], key: ArmSource, since: Position) -> float:
-    """What share of a rating by (arm, source), first given at a position, the cuts since then have left.
+def earlier(source: str) -> str:
+    """The name of what a source said before it drifted."""
+    return itself(source) + _EARLIER
 
-    Of one from before the oldest of CUTS_MAX cuts nothing: rather too little is taken back than more than there is.
+
+def itself(source: str) -> str:
+    return source.removesuffix(_EARLIER)
+
+
+def remaining(cuts: Sequence[Cut], key: ArmSource, since: Position) -> tuple[ArmSource, float]:
+    """In which sums a rating by (arm, source), first given at a position, is now, and what share of it the cuts since then
+    have left. Of one from before the oldest of CUTS_MAX cuts nothing: rather too little is taken back than more than there is.
     """
     if len(cuts) >= CUTS_MAX and since < cuts[0].position:
-        return 0.0
-    return math.prod(cut.factor for cut in cuts if cut.position > since and cut.concerns(key))
+        return key, 0.0
+    share, moved = 1.0, (key[0], earlier(key[1]))
+    for cut in cuts:
+        if cut.position <= since or not cut.concerns(key):
+            continue
+        if cut.cause == JUDGE and key != moved:
+            key = moved
+        else:
+            share *= cut.factor
+    return key, share
 
 
 def kept(cuts: tuple[Cut, ...], as_of: float) -> tuple[Cut, ...]:

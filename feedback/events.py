@@ -5,7 +5,7 @@
     Withdrawn  somebody took a rating back (1 too: a change of it)
     Called     what one worker's calls took since its last tick, summed per arm, and how long some answers were (3)
     Reset      most of what is known of an arm is to be forgotten: it drifted, or an operator says so (4)
-    JudgeDrift most of what a source said is to be forgotten: it changed its mind about all arms (5)
+    JudgeDrift a source has changed its mind about all arms (5)
 
 Rated, Withdrawn and Charged are put together inside the store, from the decision's record and the feedback's own bytes,
 so that they are appended once:
@@ -111,7 +111,9 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class JudgeDrift:
-    """The sums of all arms by `source` are multiplied by factor, and its detectors begin anew. at, alarm: as above."""
+    """What `source` has said so far is its earlier self's, of whose sums factor is left (feedback.cuts); its detectors begin
+    anew. at, alarm: as above.
+    """
 
     source: str
     factor: float

@@ -12,7 +12,7 @@ import numpy as np
 
 from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
-from feedback.cuts import JUDGE, RECOVERY, Alarm, ArmSource, Cut, kept, remaining
+from feedback.cuts import JUDGE, RECOVERY, Alarm, ArmSource, Cut, earlier, itself, kept, remaining
 from feedback.draft import EPOCH_SPAN, Draft
 from feedback.events import Called, Charged, Event, JudgeDrift, Rated, Reset, Withdrawn, decode
 from feedback.records import DecisionPrefix, MalformedError
@@ -96,15 +96,16 @@ def _rated(state: State, event: Rated) -> State | None:
     state = _with_epoch(state, decision.decided_at)
     if event.old is None:
         state = _halved(state)
-    seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
     if decision.arm not in state.entry_prices:
         price = decision.listed_out_nano_usd_per_token * 1e-3  # USD per million tokens
         state = changed(state, entry_prices={**state.entry_prices, decision.arm: price})
     if event.old is None:
-        seen = seen.added(decision.x, event.quality, _weight(state, decision, key))
+        seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
+        seen = seen.added(decision.x, event.quality, _weight(state, decision))
         state = _watched(state, key, event)
     else:
-        weight = _weight(state, decision, key, since=event.origin)
+        key, weight = _within(state, decision, key, event.origin)
+        seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
         seen = seen.revised(decision.x, event.quality, old=event.old, weight=weight)
     return changed(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
 
@@ -119,10 +120,12 @@ def _halved(state: State) -> State:
 
 def _withdrawn(state: State, event: Withdrawn) -> State | None:
     decision, key = event.decision, (event.decision.arm, _source(state, event.source))
-    if not _fits(state, decision) or key not in state.ratings:
+    if not _fits(state, decision):
         return None
     state = _with_epoch(state, decision.decided_at)
-    weight = _weight(state, decision, key, since=event.origin)
+    key, weight = _within(state, decision, key, event.origin)
+    if key not in state.ratings:
+        return None
     left = state.ratings[key].added(decision.x, event.quality, -weight)
     return changed(state, ratings={**state.ratings, key: left})
 
@@ -132,13 +135,21 @@ def _fits(state: State, decision: DecisionPrefix) -> bool:
     return decision.features == state.features and len(decision.x) == state.d
 
 
-def _weight(
-    state: State, decision: DecisionPrefix, key: ArmSource, *, since: Position | None = None
-) -> float:
-    """Of a rating of that decision within the sums; since: where it was given, if that was earlier."""
+def _weight(state: State, decision: DecisionPrefix) -> float:
+    """Of a rating of that decision within the sums."""
     k, factor = weight_grid(decision.decided_at)
-    weight = float(np.ldexp(factor, k - (state.epoch or 0)))
-    return weight if since is None else weight * remaining(state.cuts, key, since)
+    return float(np.ldexp(factor, k - (state.epoch or 0)))
+
+
+def _within(
+    state: State, decision: DecisionPrefix, key: ArmSource, since: Position | None
+) -> tuple[ArmSource, float]:
+    """In which sums one is that was given there, and with what weight."""
+    weight = _weight(state, decision)
+    if since is None:
+        return key, weight
+    key, share = remaining(state.cuts, key, since)
+    return key, weight * share
 
 
 def _watched(state: State, key: ArmSource, event: Rated) -> State:
@@ -174,7 +185,7 @@ def _cut(state: State, event: Reset | JudgeDrift) -> State | None:
     )
     return changed(
         state,
-        ratings=_times(state, cut),
+        ratings=_moved(state, cut) if cause == JUDGE else _times(state, cut),
         detectors={key: d for key, d in state.detectors.items() if not cut.concerns(key)},
         alarms=tuple(alarm for alarm in state.alarms if not cut.concerns((alarm.arm, alarm.source))),
         cuts=kept((*state.cuts, cut), state.as_of),
@@ -185,8 +196,19 @@ def _times(state: State, cut: Cut) -> dict[ArmSource, RatingStatistics]:
     return {key: s.times(cut.factor) if cut.concerns(key) else s for key, s in state.ratings.items()}
 
 
+def _moved(state: State, cut: Cut) -> dict[ArmSource, RatingStatistics]:
+    """What a source said so far is its earlier self's, beside what is left of that one's."""
+    ratings = _times(state, cut)
+    for (arm, source), s in state.ratings.items():
+        if source == cut.source:
+            before = (arm, earlier(source))
+            ratings[before] = ratings[before] + s if before in ratings else s
+            ratings[arm, source] = RatingStatistics.empty(state.d)
+    return ratings
+
+
 def _source(state: State, name: str) -> str:
-    known = {source for _, source in state.ratings}
+    known = {itself(source) for _, source in state.ratings}
     return name if name in known or len(known) < SOURCES_MAX else OTHER_SOURCES
 
 

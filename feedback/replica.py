@@ -202,7 +202,7 @@ class Replica:
     async def _believe(self) -> None:
         """The posterior of what is known now and its draws, made arm by arm: requests go on between."""
         state, model = self.state, self.model
-        told = state.ratings_per_arm(self._reader), state.d, state.entry_prices
+        told = state.on_one_scale(self._reader, anchor=model.anchor), state.d, state.entry_prices
         if not self._reader.is_made(model, *told):
             for _ in model.steps(*told):
                 await asyncio.sleep(0)

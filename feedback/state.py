@@ -30,6 +30,7 @@ from bandit.latency import LatencyStatistics
 from bandit.lengths import LengthSums
 from bandit.posterior import Posterior
 from bandit.prediction import QualityModel, QualityPosterior
+from bandit.sources import ANCHOR, Correction, corrections
 from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.cuts import Alarm, ArmSource, Cut
 from feedback.records import MalformedError
@@ -41,6 +42,8 @@ _MAGIC: Final = b"FLS4"
 _LENGTH = struct.Struct("<I")
 
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})
+_Told = tuple[RatingStatistics, Correction | None]
+Corrections = Mapping[ArmSource, Correction]
 _MadeFrom = tuple[QualityModel, Mapping[str, RatingStatistics], int, Mapping[str, float]]
 
 
@@ -96,27 +99,39 @@ class State:
         """Unix seconds from which ages are counted back: the point of the grid at or after `as_of`."""
         return math.ceil(self.as_of / HALF_LIFE_S * AGE_STEPS) / AGE_STEPS * HALF_LIFE_S
 
-    def ratings_per_arm(self, reader: "Reader | None" = None) -> dict[str, RatingStatistics]:
-        """Sums over all sources, each rating weighing 2^-(age / H), age counted back from `read_at()`.
+    def weight_now(self) -> float:
+        """What a weight in the sums is as of `read_at()`: a rating weighs 2^-(age / H)."""
+        if self.epoch is None:
+            return 0.0
+        return float(2.0 ** (self.epoch - math.ceil(self.as_of / HALF_LIFE_S * AGE_STEPS) / AGE_STEPS))
+
+    def ratings_per_arm(self) -> dict[str, RatingStatistics]:
+        """Sums over all sources, as they told it, as of `read_at()`."""
+        now, sums = self.weight_now(), dict[str, RatingStatistics]()
+        for (arm, _), s in self.ratings.items():
+            sums[arm] = sums[arm] + s if arm in sums else s
+        return {arm: s.times(now) for arm, s in sums.items()}
+
+    def on_one_scale(
+        self, reader: "Reader | None" = None, *, anchor: str = ANCHOR
+    ) -> dict[str, RatingStatistics]:
+        """The same, each source's ratings as the anchor would have given them (bandit.sources).
 
         reader: remembers the last reading, and gives the same object again for an arm that reads the same.
         """
-        if self.epoch is None:
-            return {}
-        steps = math.ceil(self.as_of / HALF_LIFE_S * AGE_STEPS)
-        now = 2.0 ** (self.epoch - steps / AGE_STEPS)
-        parts: dict[str, list[RatingStatistics]] = {}
-        for (arm, _), statistics in self.ratings.items():
-            parts.setdefault(arm, []).append(statistics)
-        reader = reader or Reader()
+        reader, now = reader or Reader(), self.weight_now()
+        corrected = reader.corrections(self.ratings, now, anchor)
+        parts: dict[str, list[tuple[RatingStatistics, Correction | None]]] = {}
+        for key, statistics in self.ratings.items():
+            parts.setdefault(key[0], []).append((statistics, corrected.get(key)))
         return {arm: reader.read(arm, now, tuple(sums)) for arm, sums in parts.items()}
 
     def posterior(self, model: QualityModel, reader: "Reader | None" = None) -> Posterior:
-        """What is believed after this state. reader: as for `ratings_per_arm`; it also remembers what was made of them."""
+        """What is believed after this state. reader: as for `on_one_scale`; it also remembers what was made of them."""
         reader = reader or Reader()
-        ratings = self.ratings_per_arm(reader)
+        ratings = self.on_one_scale(reader, anchor=model.anchor)
         quality = reader.quality(model, ratings, self.d, self.entry_prices)
-        counts = {arm: s.n for arm, s in ratings.items()}
+        counts = {arm: s.weight for arm, s in ratings.items()}
         return Posterior(quality, reader.cost(self.calls, self.lengths), counts, self.cursor)
 
     def digest(self) -> str:
@@ -211,7 +226,8 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[float, tuple[RatingStatistics, ...], RatingStatistics]] = {}
+        self._last: dict[str, tuple[float, tuple[_Told, ...], RatingStatistics]] = {}
+        self._corrected: tuple[Mapping[ArmSource, RatingStatistics], float, str, Corrections] | None = None
         self._made: tuple[_MadeFrom, QualityPosterior] | None = None
         self._cost: tuple[Mapping[str, CallStatistics], LengthSums, CostModel] | None = None
 
@@ -221,13 +237,25 @@ class Reader:
             self._cost = calls, lengths, CostModel.fit(calls, lengths)
         return self._cost[2]
 
-    def read(self, arm: str, factor: float, sums: tuple[RatingStatistics, ...]) -> RatingStatistics:
-        """The sum of the sums, times factor."""
+    def corrections(
+        self, ratings: Mapping[ArmSource, RatingStatistics], factor: float, anchor: str
+    ) -> Corrections:
+        """Of every arm and source but the anchor. factor: what a weight in the sums is now."""
+        before = self._corrected
+        if before is None or not (before[0] is ratings and before[1:3] == (factor, anchor)):
+            several = len({source for _, source in ratings}) > 1
+            made = corrections(ratings, 1.0 / factor, wanted=anchor) if several else {}
+            before = self._corrected = ratings, factor, anchor, made
+        return before[3]
+
+    def read(self, arm: str, factor: float, told: "tuple[_Told, ...]") -> RatingStatistics:
+        """The sum of the sums, each corrected, times factor."""
         before = self._last.get(arm)
-        if before and before[0] == factor and _same(before[1], sums):
+        if before and before[0] == factor and _alike(before[1], told):
             return before[2]
+        sums = [correction.of(s) if correction else s for s, correction in told]
         total = reduce(add, sums).times(factor)
-        self._last[arm] = (factor, sums, total)
+        self._last[arm] = (factor, told, total)
         return total
 
     def quality(
@@ -259,6 +287,12 @@ class Reader:
             and tuple(ratings) == tuple(its_ratings)
             and _same(tuple(ratings.values()), tuple(its_ratings.values()))
         )
+
+
+def _alike(one: tuple[_Told, ...], other: tuple[_Told, ...]) -> bool:
+    return len(one) == len(other) and all(
+        s is t and c == k for (s, c), (t, k) in zip(one, other, strict=True)
+    )
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

@@ -21,6 +21,7 @@ from feedback.cuts import RECOVERY
 from feedback.ids import bare_id
 from feedback.intake import FeedbackRefusedError
 from feedback.learning import Learning
+from feedback.state import Reader, State
 from service.access import Access
 from service.budgets import Budgets
 from service.calls import Shell
@@ -233,7 +234,8 @@ def _add_health(gateway: Gateway) -> None:
 
 def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
     route = learning.routes[scope]
-    state, ratings = route.replica.state, route.replica.state.ratings_per_arm()
+    state, anchor = route.replica.state, route.replica.model.anchor
+    ratings = state.on_one_scale(anchor=anchor)
     counters = asdict(route.replica.counters)
     return {
         "cursor": state.cursor,
@@ -244,12 +246,30 @@ def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
         "decisions_unwritten": route.recorder.waiting,
         "decisions_dropped": route.recorder.dropped,
         "arms": {
-            arm: {"ratings": round(s.n, 3), "mean_quality": round(s.xr[0] / s.n, 4) if s.n > 1e-6 else None}
+            arm: {
+                "ratings": round(s.n, 3),
+                "mean_quality": round(s.xr[0] / s.weight, 4) if s.weight > 1e-6 else None,
+            }
             for arm, s in ratings.items()
         },
+        "sources": sources_so_far(state, anchor),
         "alarms": [asdict(alarm) for alarm in state.alarms],
         "resets": [asdict(cut) for cut in state.cuts if cut.cause != RECOVERY][-RESETS_TOLD:],
     } | counters
+
+
+def sources_so_far(state: State, anchor: str) -> dict[str, Any]:
+    """By source: its ratings of each arm, and what makes them the anchor's: quality = (rating - offset) / clarity."""
+    now = state.weight_now()
+    corrected = Reader().corrections(state.ratings, now, anchor)
+    told: dict[str, Any] = {}
+    for (arm, source), s in state.ratings.items():
+        correction = corrected.get((arm, source))
+        told.setdefault(source, {})[arm] = {
+            "ratings": round(now * s.n, 3),
+            **(asdict(correction) if correction else {}),
+        }
+    return told
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -62,6 +62,7 @@ from service.yaml_lines import Document, Problem, read_yaml
 MAX_FILE_BYTES: Final = 1024 * 1024
 
 WEIGHING_ONLY: Final = (
+    "anchor",
     "baseline",
     "budget_usd_per_request",
     "confidence",
@@ -78,7 +79,7 @@ WITHOUT_EFFECT: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyT
         "fixed": (WEIGHING_ONLY, WEIGHS_NOTHING),
         "uniform": (WEIGHING_ONLY, WEIGHS_NOTHING),
         "classifier": (
-            ("newcomers", "prior"),
+            ("anchor", "newcomers", "prior"),
             "acts only with `strategy: bandit`; what is believed of each model stands in the classifier's file",
         ),
     }
@@ -265,6 +266,7 @@ def _route(name: str, entry: RouteEntry, cascades: Mapping[str, CascadeEntry], b
         baseline=entry.baseline,
         confidence=entry.confidence,
         prior=beliefs.priors[name],
+        anchor=entry.anchor,
         latency=None if entry.latency is None else LatencyLimit(**entry.latency.model_dump()),
         newcomers=_newcomers(entry.newcomers),
         ramp=None if entry.ramp is None else Ramp(entry.ramp.baseline, entry.ramp.share),

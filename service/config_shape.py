@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from bandit.newcomers import Newcomers
+from bandit.sources import ANCHOR
 from feedback.store_url import parse_store_url
 
 MIN_SECRET_BYTES: Final = 32
@@ -333,6 +334,13 @@ def _listed(name: str | None, info: ValidationInfo) -> str | None:
     return name
 
 
+def _source(name: str) -> str:
+    """As ratings name theirs."""
+    if not re.fullmatch(r"user|judge:[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}", name):
+        raise _wrong(f"{name!r:.100} is no source of ratings: use `user`, or `judge:NAME`")
+    return name
+
+
 def _worth(worth: float | None, info: ValidationInfo) -> float | None:
     weighed = (
         info.data.get("strategy") in ("bandit", "classifier") and info.data.get("objective") == "balanced"
@@ -451,6 +459,7 @@ class RouteEntry(_Section):
     baseline: Annotated[ModelName | None, AfterValidator(_baseline_of_this_route)] = None
     confidence: Annotated[Annotated[float, Field(gt=0.5, lt=1)] | None, AfterValidator(_confidence)] = None
     prior: Printable = "shipped"
+    anchor: Annotated[str, AfterValidator(_source)] = ANCHOR
     latency: LatencyEntry | None = None
     newcomers: NewcomersEntry = Field(default_factory=NewcomersEntry)
     ramp: Annotated[RampEntry | None, AfterValidator(_ramp_of_this_route)] = None

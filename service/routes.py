@@ -99,7 +99,7 @@ def quality_model(settings: Settings, route: str) -> QualityModel:
     if own.classifier is not None:
         return own.classifier
     arms = tuple(settings.models[model].arm for model in own.models)
-    return SharedBaseline(own.prior, arms)
+    return SharedBaseline(own.prior, arms, anchor=own.anchor)
 
 
 def served_routes(settings: Settings, learned: Mapping[str, LearnedRoute]) -> dict[str, Routes]:

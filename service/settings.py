@@ -23,6 +23,7 @@ from bandit.embedding import Projection
 from bandit.features import SHIPPED, FeatureVersion
 from bandit.newcomers import Newcomers
 from bandit.prior import QualityPrior
+from bandit.sources import ANCHOR
 from feedback.budget import Budget
 from feedback.priors import shipped_prior
 
@@ -173,6 +174,7 @@ class Route:
     classifier: with, and only with, that strategy: what kind of request this is, and who is good at which.
     prior: what is believed of models before the first rating; in the file "shipped" (default), "none" (None here), or the
         path of a file that fit-prior wrote.
+    anchor: the source of ratings that the others are corrected to: "user" (default) or "judge:NAME".
     latency: leave out models that are too likely to be late; the likeliest to be in time always stays. Default: none.
     newcomers: an allowance for trying models that are new beside others (bandit.newcomers); share 0 is none.
     ramp: send only a share of the requests where the strategy says, the others to a baseline; share 0 is shadow.
@@ -195,6 +197,7 @@ class Route:
     baseline: str | None = None
     confidence: float | None = None
     prior: QualityPrior | None = field(default_factory=shipped_prior)
+    anchor: str = ANCHOR
     latency: LatencyLimit | None = None
     newcomers: Newcomers = field(default_factory=Newcomers)
     ramp: Ramp | None = None

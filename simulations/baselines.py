@@ -20,6 +20,7 @@ from bandit.policy import Thompson, Uniform
 from bandit.prediction import Draws, Prediction, QualityPosterior
 from bandit.prior import QualityPrior
 from bandit.quality import DRAWS, SharedBaseline
+from bandit.sources import ANCHOR
 from bandit.statistics import RatingStatistics
 from bandit.types import Vector
 from simulations.learner import Contestant
@@ -133,6 +134,7 @@ class ContextFree:
     prior_ratings: float = 1.0
     prior_variance: float = 0.05
     variance_weight: float = 10.0
+    anchor: str = ANCHOR
 
     def fit(
         self, ratings: Mapping[str, RatingStatistics], d: int, entry_prices: Mapping[str, float]

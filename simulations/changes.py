@@ -3,7 +3,7 @@
 An arm is named by its role in the dataset under the goal:
 
     best      the highest mean utility        finest    the highest mean quality        cheapest, dearest   by mean cost
-    worst     the lowest mean utility
+    second    the highest of the others       worst     the lowest mean utility
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from simulations.datasets import Dataset
 from simulations.metrics import Goal, best_fixed
 from simulations.world import Channel, Phase, World, laid_out
 
-ROLES: Final = ("best", "finest", "cheapest", "dearest", "worst")
+ROLES: Final = ("best", "second", "finest", "cheapest", "dearest", "worst")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,9 +39,11 @@ def cast_of(dataset: Dataset, goal: Goal) -> dict[str, int]:
     if len(dataset.arms) < 2:
         raise ValueError(f"{dataset.name} has one model; a scenario needs at least two")
     quality, cost = dataset.quality.mean(axis=0), dataset.cost_usd.mean(axis=0)
-    utility = goal.utility(quality, cost)
+    utility, best = goal.utility(quality, cost), best_fixed(dataset, goal)
+    others = np.where(np.arange(len(utility)) == best, -np.inf, utility)
     return {
-        "best": best_fixed(dataset, goal),
+        "best": best,
+        "second": int(np.argmax(others)),
         "finest": int(np.argmax(quality)),
         "cheapest": int(np.argmin(cost)),
         "dearest": int(np.argmax(cost)),

@@ -95,9 +95,9 @@ _ALL: Final = (
     Scenario("missing-90", "Nine answers of ten are never rated.", changes=(Missing(0.9),)),
     Scenario(
         "judge-biased",
-        "A judge rates all answers and the dearest model's 0.15 too high; users rate one of ten truly.",
-        changes=(Judge(bias=0.15, favourite="dearest", users=0.1),),
-        watched=("best", "dearest"),
+        "A judge rates all answers and those of the second best model 0.15 too high; users rate one of ten truly.",
+        changes=(Judge(bias=0.15, favourite="second", users=0.1),),
+        watched=("best", "second"),
     ),
     Scenario(
         "judge-noisy",

@@ -27,6 +27,7 @@ import numpy as np
 import orjson
 
 from bandit.features import DIMENSION, TAG
+from bandit.sources import ANCHOR
 from bandit.statistics import CallStatistics
 from feedback.events import CHARGED, RATED
 from feedback.ids import new_id
@@ -59,6 +60,8 @@ class ScheduleError(AssertionError):
 
 class NoPosterior:
     """A quality model for schedules, which never decide by what was learned, and its posterior."""
+
+    anchor = ANCHOR
 
     def fit(self, ratings: Any, d: int, entry_prices: Any) -> Any:
         return self

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from bandit.drift import Detector
 from bandit.statistics import CallStatistics, RatingStatistics
 from bandit.types import Vector
-from feedback.alarms import JUDGE_FACTOR, RATINGS_LEFT, RECENT_RATINGS, answers
-from feedback.cuts import CUTS_KEPT_S, CUTS_MAX, JUDGE
+from feedback.alarms import RATINGS_LEFT, RECENT_RATINGS, answers
+from feedback.cuts import CUTS_KEPT_S, CUTS_MAX, JUDGE, earlier
 from feedback.events import (
     CHARGED,
     RATED,
@@ -353,11 +353,14 @@ SOURCES, ARMS = ("user", "judge:a"), ("small", "large")
 
 @dataclass
 class Life:
-    """A log as it grows, and what must be left of each rating in the end: its weight times all factors since it was given."""
+    """A log as it grows, and what must be left of each rating in the end: its weight times all factors since it was given.
+    earlier: those whose source has drifted since.
+    """
 
-    entries: list[bytes]
-    ratings: dict[int, Rating]  # by number of the entry that gave it
-    left: dict[int, float]
+    entries: list[bytes] = field(default_factory=list)
+    ratings: dict[int, Rating] = field(default_factory=dict)  # by number of the entry that gave it
+    left: dict[int, float] = field(default_factory=dict)
+    earlier: set[int] = field(default_factory=set)
 
     def give(self, rating: Rating) -> None:
         self.entries.append(rating.entry())
@@ -374,15 +377,19 @@ class Life:
 
     def cut(self, event: Reset | JudgeDrift) -> None:
         self.entries.append(encode_reset(event))
-        arm = event.arm if isinstance(event, Reset) else None
         for number, rating in self.ratings.items():
-            if arm in (None, rating.arm) and event.source in (None, rating.source):
+            if isinstance(event, Reset):
+                if event.arm == rating.arm and event.source in (None, rating.source):
+                    self.left[number] *= event.factor
+            elif event.source == rating.source and number not in self.earlier:
+                self.earlier.add(number)
+            elif event.source == rating.source:
                 self.left[number] *= event.factor
 
 
 @st.composite
 def lives(draw: st.DrawFn) -> Life:
-    life = Life([], {}, {})
+    life = Life()
     for _ in range(draw(st.integers(1, 30))):
         what = draw(st.sampled_from(["give", "give", "revise", "withdraw", "cut"]))
         given = [number for number, left in life.left.items() if left > 0]
@@ -574,10 +581,40 @@ def test_a_judge_that_grows_strict_is_blamed_and_the_models_are_not() -> None:
     assert answer.source == "judge:a"
     after = learn(replace(state, cursor="9999-0:"), answer)
     for key, before in state.ratings.items():
-        factor = JUDGE_FACTOR if key[1] == "judge:a" else 1.0
-        assert after.ratings[key].n == before.n * factor
+        now = (key[0], earlier("judge:a")) if key[1] == "judge:a" else key
+        assert after.ratings[now].n == before.n
+        assert after.ratings[key].n == (before.n if now == key else 0.0)
     assert (after.alarms, after.detectors.keys()) == ((), {("small", "user")})
     assert after.cuts[-1].cause == JUDGE
+
+
+def test_what_a_judge_said_before_it_drifted_is_corrected_and_not_forgotten() -> None:
+    """It knew "small" for the best by 0.2; since it grew strict it has rated each model ten times."""
+    means = {"small": 0.8, "middle": 0.6, "large": 0.6}
+    known = lived(EMPTY, [e for n, (a, m) in enumerate(means.items()) for e in stream(a, m, 200, seed=n)])
+    drifted = learn(replace(known, cursor="9000-0:"), JudgeDrift("user", 0.02, NOW))
+    strict = [e for n, (a, m) in enumerate(means.items()) for e in stream(a, m - 0.3, 10, seed=n + 9)]
+    state = replace(drifted, events=9001)
+    state = lived(state, strict)
+    told = {arm: s.xr[0] / s.weight for arm, s in state.on_one_scale().items()}
+    assert told["small"] - told["middle"] == pytest.approx(0.2, abs=0.08)
+    assert told["small"] - told["large"] == pytest.approx(0.2, abs=0.08)
+    assert told["small"] < 0.7, "its new word is what counts, where there is some"
+    assert state.on_one_scale()["small"].weight > 100
+    assert state.cuts[-1].told() == (
+        "what was learned of all models by user is held to what it says from now on (judge drift)"
+    )
+
+
+def test_a_change_of_a_rating_that_never_was_before_the_drift_is_skipped() -> None:
+    """It claims to be older than what its source had said of any model."""
+    drifted = learn(replace(EMPTY, cursor="5-0:"), JudgeDrift("user", 0.02, NOW))
+    state = fold(drifted, "6-0:", Rating("small", "user", 0.5, 0.5, NOW).entry())
+    claimed = fold(state, "7-0:", Rating("small", "user", 0.5, 0.5, NOW).withdrawn("1-0"))
+    assert (claimed.ratings, claimed.skipped) == (state.ratings, state.skipped + 1)
+    assert fold(state, "7-0:", Rating("small", "user", 0.5, 0.5, NOW).withdrawn("6-0")).ratings[
+        "small", "user"
+    ].n == pytest.approx(0.0, abs=1e-12)
 
 
 def test_one_model_that_fails_while_others_hold_is_blamed_itself() -> None:

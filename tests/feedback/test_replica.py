@@ -737,10 +737,10 @@ async def test_an_arm_without_new_ratings_keeps_the_object_it_is_read_by(route: 
     await route.rate(3)
     await replica.poll()
     reader = replica._reader
-    before = replica.state.ratings_per_arm(reader)
+    before = replica.state.on_one_scale(reader)
     await rate_small(route, 0.5, 1)
     await replica.poll()
-    after = replica.state.ratings_per_arm(reader)
+    after = replica.state.on_one_scale(reader)
     assert [arm for arm in before if after[arm] is before[arm]] == [
         arm.name for arm in ARMS if arm.name != "small"
     ]

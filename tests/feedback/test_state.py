@@ -197,7 +197,7 @@ def test_a_posterior_names_the_position_it_was_made_from() -> None:
 
 
 def read(reader: Reader, state: State) -> dict[str, RatingStatistics]:
-    return state.ratings_per_arm(reader)
+    return state.on_one_scale(reader)
 
 
 def test_an_arm_without_new_ratings_reads_as_the_same_object_for_hours() -> None:
@@ -223,6 +223,33 @@ def test_an_arm_without_new_ratings_reads_as_the_same_object_for_hours() -> None
     assert fifth["a"].n == pytest.approx(fourth["a"].n * 2 ** (-1 / AGE_STEPS), rel=1e-12)
 
 
+def test_of_several_sources_each_is_read_as_the_anchor_would_have_told_it() -> None:
+    """And the very same object again until a source that changes the corrections speaks."""
+    x, sums = np.ones(1), dict[tuple[str, str], RatingStatistics]()
+    for arm, level in (("a", 0.8), ("b", 0.5)):
+        for source, lower in (("user", 0.0), ("judge:j", 0.25)):
+            sums[arm, source] = RatingStatistics.empty(1)
+            for n in range(200):
+                sums[arm, source] = sums[arm, source].added(x, level - lower + 0.1 * (-1) ** n, 1.0)
+    state = State(b"features", 1, epoch=10, as_of=10.5 * HALF_LIFE_S, ratings=sums)
+    reader = Reader()
+    first = state.on_one_scale(reader)
+    assert {arm: s.xr[0] / s.weight for arm, s in first.items()} == {
+        "a": pytest.approx(0.8, abs=0.02),
+        "b": pytest.approx(0.5, abs=0.02),
+    }
+    assert state.posterior(SharedBaseline(), reader).ratings["a"] == first["a"].weight
+    strict = state.on_one_scale(anchor="judge:j")
+    assert strict["a"].xr[0] / strict["a"].weight == pytest.approx(0.55, abs=0.02)
+    believed = state.posterior(SharedBaseline(anchor="judge:j")).quality.predict(x, ["a", "b"]).mean
+    assert believed == pytest.approx([0.55, 0.25], abs=0.03)
+    assert state.on_one_scale(reader)["a"] is first["a"]
+    more = replace(state, ratings={**sums, ("b", "judge:j"): sums["b", "judge:j"].added(x, 0.25, 1.0)})
+    second = more.on_one_scale(reader)
+    assert second["a"] is first["a"], "one rating more does not move a correction by a step"
+    assert second["b"] is not first["b"]
+
+
 @given(st.floats(0.0, 2.0**36))
 def test_ages_are_counted_back_from_a_point_at_most_a_step_ahead(as_of: float) -> None:
     state = State(b"features", 1, as_of=as_of)
@@ -239,7 +266,7 @@ def test_reading_with_and_without_a_memory_gives_the_same_bits(arms: list[str], 
             ratings={**state.ratings, (arm, "user"): seen.added(np.ones(1), 0.5, 1.0)},
             as_of=state.as_of + 3000.0 * (number < until),
         )
-        one, other = state.ratings_per_arm(reader), state.ratings_per_arm()
+        one, other = state.on_one_scale(reader), state.ratings_per_arm()
         assert {a: (s.n, s.rr) for a, s in one.items()} == {a: (s.n, s.rr) for a, s in other.items()}
 
 

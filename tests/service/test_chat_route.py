@@ -576,6 +576,26 @@ async def test_a_rating_is_taken_back_and_counts_as_never_given(gateway):
     assert (await gateway.client.post("/feedback", json=again)).json()["status"] == "applied"
 
 
+async def test_operators_read_what_makes_a_judges_scores_those_of_users(gateway):
+    for n in range(40):
+        asked = (await gateway.ask()).json()
+        rating = 0.9 if asked["model"] == "small" else 0.6
+        given = {"decision_id": asked["id"], "judge_score": rating - 0.3}
+        if n % 2:
+            given["rating"] = rating
+        assert (await gateway.client.post("/feedback", json=given)).status_code == 202
+    await gateway.learning.tick()
+    ready = (await gateway.client.get("/readyz")).json()["routes"]["default.auto"]
+    users, judged = ready["sources"]["user"], ready["sources"]["judge:judge"]
+    assert sum(arm["ratings"] for arm in judged.values()) == pytest.approx(40, abs=0.1)
+    assert sum(arm["ratings"] for arm in users.values()) == pytest.approx(20, abs=0.1)
+    assert {frozenset(arm) for arm in users.values()} == {frozenset({"ratings"})}
+    for name, arm in judged.items():
+        quality = 0.9 if name == "small" else 0.6
+        assert (quality - 0.3 - arm["offset"]) / arm["clarity"] == pytest.approx(quality, abs=0.15)
+        assert ready["arms"][name]["mean_quality"] == pytest.approx(quality, abs=0.1)
+
+
 async def test_a_withdrawal_with_a_key_is_done_once(gateway):
     decision_id = (await gateway.ask()).json()["id"]
     key = {"idempotency-key": "undo-1"}

@@ -7,8 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bandit.arms import Arm
+from feedback.records import policy_tag
 from service.config import MAX_FILE_BYTES, load_settings, parse_settings
 from service.config_problems import ConfigError
+from service.routes import quality_model
 from service.settings import (
     AdminSettings,
     Cascade,
@@ -467,10 +469,22 @@ def test_what_quality_is_worth_is_needed_only_where_it_is_weighed(strategy: str)
     assert parsed(changed("usd_per_quality: 0.05", strategy)).routes["auto"].usd_per_quality is None
 
 
+def test_an_anchor_is_a_source_as_ratings_name_theirs() -> None:
+    anchored = changed("usd_per_quality: 0.05", "usd_per_quality: 0.05\n    anchor: judge:unit-tests")
+    settings = parsed(anchored)
+    assert settings.routes["auto"].anchor == "judge:unit-tests"
+    model = quality_model(settings, "auto")
+    assert model.anchor == "judge:unit-tests"
+    other = parsed(changed("usd_per_quality: 0.05", "usd_per_quality: 0.05\n    anchor: user"))
+    assert policy_tag(model) != policy_tag(quality_model(other, "auto")), "records tell the two apart"
+    (problem,) = problems(changed("usd_per_quality: 0.05", "usd_per_quality: 0.05\n    anchor: unit tests"))
+    assert "routes.auto.anchor: 'unit tests' is no source of ratings: use `user`, or `judge:NAME`" in problem
+
+
 @pytest.mark.parametrize("strategy", ["fixed", "uniform"])
 @pytest.mark.parametrize(
     "field",
-    ["usd_per_quality: 0.05", "objective: quality", "exploration_floor: 0.02", "sticky_sessions: true", "newcomers: {share: 0.1}"],
+    ["usd_per_quality: 0.05", "objective: quality", "exploration_floor: 0.02", "sticky_sessions: true", "newcomers: {share: 0.1}", "anchor: user"],
 )  # fmt: skip
 def test_what_a_strategy_never_looks_at_is_told(strategy: str, field: str) -> None:
     (problem,) = problems(changed("usd_per_quality: 0.05", f"strategy: {strategy}\n    {field}"))
