@@ -22,7 +22,7 @@ Stefanski, Measurement Error in Nonlinear Models, 2; h_sa as a random effect: Ro
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -34,13 +34,13 @@ ANCHOR: Final = "user"  # by default
 
 NOISE_VARIANCE: Final = 0.1  # of a rating, before any was seen, and
 NOISE_WEIGHT: Final = 20.0  # how many ratings that belief is worth
-LEVEL_WEIGHT: Final = 5.0  # ratings that hold an arm's level at the mean of all
-SLOPE_WEIGHT: Final = 20.0  # and slopes at 0
-KIND_SD: Final = 0.1  # of g
-CLEAR_SD: Final = 0.5  # of rho
-FAVOUR_SD: Final = 0.05  # of h, worth
-FAVOUR_ARMS: Final = 2.0  # arms
+LEVEL_SD: Final = 0.05  # of arms' levels,
+FAVOUR_SD: Final = 0.04  # and of h, before any was seen, and
+ARMS_BEFORE: Final = 2.0  # how many arms that belief is worth
 FAVOUR_SD_MAX: Final = 0.3
+SLOPE_WEIGHTS: Final = np.array([40.0, 160.0, 640.0, 2560.0])  # ratings that may hold slopes at 0
+KIND_SD: Final = 0.1  # of g
+CLEAR_SD: Final = 0.25  # of rho
 CLEAR_MIN: Final = 0.2  # below it a source's favour cannot be told
 CLEAR_MAX: Final = 4.0
 WEIGHT_MAX: Final = 16.0
@@ -102,8 +102,8 @@ def _by(source: str, ratings: Ratings, unit: float) -> dict[str, RatingStatistic
 @dataclass(frozen=True, slots=True, eq=False)
 class _Anchor:
     """What the anchor thinks: count of its ratings, mean of them, slopes (d,) with 0 for the bias, variance of its noise;
-    levels: arm -> level as its own ratings have it, and how many those are; typical: the mean of levels. Counts are in units
-    of the sums, in which a rating of today weighs `unit`.
+    levels: arm -> level as its own ratings have it, and how many those are; typical: the mean of levels, apart: their
+    variance. Counts are in units of the sums, in which a rating of today weighs `unit`.
     """
 
     unit: float
@@ -113,32 +113,45 @@ class _Anchor:
     noise: float
     levels: Mapping[str, tuple[float, float]]
     typical: float
+    apart: float
 
     @classmethod
     def fit(cls, told: Mapping[str, RatingStatistics], unit: float) -> "_Anchor":
-        count, total = _sum(s.n for s in told.values()), _sum(s.xr[0] for s in told.values())
-        within = sum(s.xx - np.outer(s.xx[0], s.xx[0]) / s.n for s in told.values())
-        along = sum(s.xr - s.xx[0] * (s.xr[0] / s.n) for s in told.values())
-        slopes: Vector = np.linalg.solve(within + SLOPE_WEIGHT * unit * np.eye(len(along)), along)
-        slopes[0] = 0.0
-        levels = {arm: ((s.xr[0] - s.xx[0] @ slopes) / s.n, s.n) for arm, s in told.items()}
+        count, total = _sum(s.n for s in told.values()), _sum(float(s.xr[0]) for s in told.values())
+        slopes, noise = _slopes(told, count, unit)
+        levels = {arm: (float(s.xr[0] - s.xx[0] @ slopes) / s.n, s.n) for arm, s in told.items()}
         typical = _sum(level * n for level, n in levels.values()) / count
-        fit = cls(unit, count, total / count, slopes, NOISE_VARIANCE, levels, typical)
-        left = _sum(_left(s, fit.weights(arm)) for arm, s in told.items())
-        before = NOISE_WEIGHT * unit
-        return replace(fit, noise=(before * NOISE_VARIANCE + max(left, 0.0)) / (before + count))
+        apart = _variance([(level - typical, unit * noise / n) for level, n in levels.values()], LEVEL_SD)
+        return cls(unit, count, total / count, slopes, noise, levels, typical, apart)
 
     def weights(self, arm: str) -> Vector:
         """(d,) with the arm's level shrunk to that of all."""
-        level, n = self.levels.get(arm, (self.typical, 0.0))
         weights = self.slopes.copy()
-        weights[0] = self.typical + (level - self.typical) * n / (n + LEVEL_WEIGHT * self.unit)
+        weights[0] = self.typical
+        if arm in self.levels:
+            level, n = self.levels[arm]
+            chance = self.unit * self.noise / n
+            weights[0] += (level - self.typical) * self.apart / (self.apart + chance)
         return weights
 
 
-def _left(s: RatingStatistics, weights: Vector) -> float:
-    """Sum of squares that the weights leave of these ratings."""
-    return float(s.rr - weights @ (2.0 * s.xr - s.xx @ weights))
+def _slopes(told: Mapping[str, RatingStatistics], count: float, unit: float) -> tuple[Vector, float]:
+    """(d,) slopes within arms, and the variance of what they leave, by ridge regression: the mean over SLOPE_WEIGHTS by evidence."""
+    within = sum(s.xx - np.outer(s.xx[0], s.xx[0]) / s.n for s in told.values()) / unit
+    along = sum(s.xr - s.xx[0] * (s.xr[0] / s.n) for s in told.values()) / unit
+    square = _sum(s.rr - s.xr[0] ** 2 / s.n for s in told.values()) / unit
+    spreads, axes = np.linalg.eigh(within)
+    spreads, along = np.maximum(spreads, 0.0), axes.T @ along
+    held = spreads + SLOPE_WEIGHTS[:, None]  # (H, d)
+    left = np.maximum(square - (along**2 / held).sum(axis=1), 0.0)
+    degrees = NOISE_WEIGHT + count / unit
+    noise = (NOISE_WEIGHT * NOISE_VARIANCE + left) / degrees
+    evidence = -0.5 * (np.log(held / SLOPE_WEIGHTS[:, None]).sum(axis=1) + degrees * np.log(noise))
+    likely = np.exp(evidence - evidence.max())
+    likely /= likely.sum()
+    slopes: Vector = axes @ (likely @ (along / held))
+    slopes[0] = 0.0
+    return slopes, float(likely @ noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +206,7 @@ def _favours(fit: _Anchor, told: Mapping[str, RatingStatistics], opinion: _Opini
     """Arm -> h, of arms that both have rated: the best linear prediction, its spread by the method of moments."""
     if opinion.clarity < CLEAR_MIN:
         return {}
-    c, before = fit.mean, FAVOUR_SD**2
+    c = fit.mean
     seen: dict[
         str, tuple[float, float]
     ] = {}  # arm -> how much higher s has its level, and the variance of that by chance
@@ -203,11 +216,16 @@ def _favours(fit: _Anchor, told: Mapping[str, RatingStatistics], opinion: _Opini
             its = (float(s.xr[0]) / s.n - c - opinion.kindness) / opinion.clarity + c
             higher = its - float(s.xx[0] @ fit.slopes) / s.n - level
             seen[arm] = higher, fit.unit * (opinion.noise / opinion.clarity**2 / s.n + fit.noise / n)
-    tells = {arm: before / (before + chance) for arm, (_, chance) in seen.items()}
-    excess = _sum(tells[arm] * (higher**2 - chance) for arm, (higher, chance) in seen.items())
-    variance = (FAVOUR_ARMS * before + excess) / (FAVOUR_ARMS + _sum(tells.values()))
-    variance = min(max(variance, 0.0), FAVOUR_SD_MAX**2)
+    variance = min(_variance(seen.values(), FAVOUR_SD), FAVOUR_SD_MAX**2)
     return {arm: higher * variance / (variance + chance) for arm, (higher, chance) in seen.items()}
+
+
+def _variance(seen: Iterable[tuple[float, float]], sd: float) -> float:
+    """Of deviations, each with a variance that is chance, by the method of moments; sd: before any is seen."""
+    before = sd**2
+    tells = [((before / (before + chance)) ** 2, deviation**2 - chance) for deviation, chance in seen]
+    excess = _sum(weight * beyond for weight, beyond in tells)
+    return max(ARMS_BEFORE * before + excess, 0.0) / (ARMS_BEFORE + _sum(weight for weight, _ in tells))
 
 
 def _sum(values: Iterable[float]) -> float:

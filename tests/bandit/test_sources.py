@@ -94,16 +94,16 @@ def test_two_judges_of_known_kindness_clarity_and_noise_are_recovered() -> None:
         both = world.levels(k, "judge:strict", "judge:kind")
         assert np.abs(both - world.levels(k, "user")).max() < 0.07
     wanted = [-0.2, 0.1, 0.5, 1.0, 1.0, 1.0]
-    assert np.abs(np.mean(told, axis=0) - wanted).max() < 0.12, (
+    assert np.abs(np.mean(told, axis=0) - wanted).max() < 0.2, (
         "0.15 of noise at half the clarity is 0.3 at all of it"
     )
-    assert np.abs(np.mean(told, axis=0)[:4] - wanted[:4]).max() < 0.05
+    assert np.abs(np.mean(told, axis=0)[:4] - wanted[:4]).max() < 0.07
 
 
 def test_a_judge_of_pure_noise_weighs_next_to_nothing_once_there_is_an_anchor() -> None:
     for seed in range(10):
-        world = World(seed).rated("user", 100, noise=0.3).rated("judge:dice", 2000, noise=0.3, clarity=0.0)
-        assert max(effect(c) for c in corrections(world.ratings).values()) < 0.05
+        world = World(seed).rated("user", 150, noise=0.3).rated("judge:dice", 2000, noise=0.3, clarity=0.0)
+        assert max(effect(c) for c in corrections(world.ratings).values()) < 0.1
 
 
 def test_a_judge_that_favours_a_model_does_not_change_the_ranking_once_there_is_an_anchor() -> None:
@@ -111,7 +111,7 @@ def test_a_judge_that_favours_a_model_does_not_change_the_ranking_once_there_is_
     favours = (0.0, 0.0, 0.0, 0.2)
     errors = []
     for seed in range(10):
-        world = World(seed).rated("user", 150, noise=0.3).rated("judge:kin", 1500, noise=0.2, favours=favours)
+        world = World(seed).rated("user", 300, noise=0.3).rated("judge:kin", 1500, noise=0.2, favours=favours)
         plain = world.levels({}, "user", "judge:kin")
         assert plain.argmax() == 3, "uncorrected, the favourite wins"
         corrected = world.levels(corrections(world.ratings), "user", "judge:kin")
@@ -173,6 +173,28 @@ def test_users_who_agree_with_a_judge_about_one_model_move_none_of_the_others() 
             del world.ratings[arm, "user"]
         moved = world.levels(corrections(world.ratings), "judge:a") - world.levels({}, "judge:a")
         assert np.abs(moved).max() < 0.08
+
+
+def test_few_ratings_with_many_features_say_little_of_how_clearly_a_judge_sees() -> None:
+    """Fitted to noise, what the anchor thinks would seem to be nothing that the judge has heard of."""
+    clarity, noise = [], np.zeros(2)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        levels, slopes = 0.65 + rng.normal(0, 0.05, 8), np.r_[0.0, rng.normal(0, 0.03, 40)]
+        ratings, plain = {}, []
+        for k, level in enumerate(levels):
+            X = np.c_[np.ones(50), rng.normal(size=(50, 40))]
+            heard = (rng.random(50) < level + X @ slopes).astype(float)
+            ratings[str(k), "user"] = sums(X[:5], heard[:5])
+            ratings[str(k), "judge:same"] = sums(X, heard)
+            plain.append(heard.mean())
+        corrected = corrections(ratings)
+        clarity.append(corrected["0", "judge:same"].clarity)
+        told = [corrected[key].of(s) for key, s in ratings.items() if key[1] != "user"]
+        errors = np.array([[s.xr[0] / s.weight for s in told], plain]) - levels
+        noise += (errors - errors.mean(axis=1, keepdims=True)).var(axis=1)
+    assert np.mean(clarity) == pytest.approx(1.0, abs=0.12)
+    assert noise[0] < 1.3 * noise[1], "not much further from the truth than believing the judge blindly"
 
 
 def test_what_was_withdrawn_corrects_nothing() -> None:
