@@ -7,151 +7,172 @@ more, one favours a model. One source is the anchor, whose word is what quality 
 
 q: quality as the anchor would rate it, c: the anchor's mean rating, g_s: how much kinder s is, rho_s: how clearly it tells
 better from worse, h_sa ~ N(0, tau_s^2): what it sees in arm a that the anchor does not, w_s: what one of its ratings weighs
-against one of the anchor's. All of it is estimated from the sums where sources rated the same arms, and shrunk to 0, 1, 0
-and 1 as long as the anchor has said little: one judge alone is believed as it is. The sums are then corrected as they are
-read, exactly, with o = c + g - rho (c - h):
+against one of the anchor's. All of it is estimated from the sums where both rated the same arms, and shrunk to 0, 1, 0 and 1
+as long as the anchor has said little. The sums are then corrected as they are read, exactly, with o = c + g - rho (c - h):
 
     xx <- w rho^2 xx        xr <- w rho (xr - o sum x)        rr <- w (rr - 2 o sum y + o^2 n)        n stays
 
 so nothing is learned anew when the opinion of a judge changes, a withdrawn rating is still exact, and the information of a
-source that tells nothing (rho = 0) is nothing. What q is like is taken from a fit of the anchor's ratings alone: a level for
-each arm and slopes that all share. Its error is in all ratings of an arm by s at once, so they count for no more than
-n_s n_anchor / (n_s + n_anchor) independent ones, and those of an arm that the anchor never rated for none. (Measurement error with a gold standard on a part: Carroll, Ruppert,
-Stefanski, Measurement Error in Nonlinear Models, 2; h_sa as a random effect: Robinson, Statistical Science 1991.)
+source that tells nothing (rho = 0) is nothing. Three steps, each of which begins with no correction, so that nothing jumps:
+
+1. What a source said before it drifted is moved by how much kinder it has become, and is the same source's word again.
+2. Sources other than the anchor are moved to that of them with most ratings: without an anchor, they have equal say.
+3. Where the anchor has spoken, each is corrected to it as above.
+
+What a source thinks is bandit.anchor's fit of its ratings. The error of that is in all ratings of an arm by another at once,
+so they count for no more than n n' / (n + n') independent ones, and those of an arm that only one has rated for none.
+
+(Regression calibration: Carroll, Ruppert, Stefanski, Crainiceanu, Measurement Error in Nonlinear Models, chapter 4; h_sa as
+a random effect: Robinson, Statistical Science 1991.)
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from bandit.anchor import NOISE_WEIGHT, Expectation, total_of, variance_of
 from bandit.statistics import RatingStatistics
-from bandit.types import Vector
 
 ANCHOR: Final = "user"  # by default
-
-NOISE_VARIANCE: Final = 0.1  # of a rating, before any was seen, and
-NOISE_WEIGHT: Final = 20.0  # how many ratings that belief is worth
-LEVEL_SD: Final = 0.05  # of arms' levels,
-FAVOUR_SD: Final = 0.04  # and of h, before any was seen, and
-ARMS_BEFORE: Final = 2.0  # how many arms that belief is worth
+KIND_SD: Final = 0.1  # of g,
+DRIFT_SD: Final = 0.3  # of the same where it is known to have changed,
+CLEAR_SD: Final = 0.25  # of rho, and
+FAVOUR_SD: Final = 0.04  # of h, before the anchor has said anything
 FAVOUR_SD_MAX: Final = 0.3
-SLOPE_WEIGHTS: Final = np.array([40.0, 160.0, 640.0, 2560.0])  # ratings that may hold slopes at 0
-KIND_SD: Final = 0.1  # of g
-CLEAR_SD: Final = 0.25  # of rho
 CLEAR_MIN: Final = 0.2  # below it a source's favour cannot be told
 CLEAR_MAX: Final = 4.0
-WEIGHT_MAX: Final = 16.0
-# Corrections move in steps finer than they are known, so that sums read the same for a while.
+EFFECT_MAX: Final = 4.0  # w rho^2: of the anchor's ratings one of another source counts for no more
 SOME: Final = 1e-6  # ratings; what is less was withdrawn
+# Corrections move in steps finer than they are known, so that sums read the same for a while.
 OFFSET_STEP: Final = 1 / 128
 CLEAR_STEP: Final = 1 / 32
 WEIGHT_STEPS: Final = 4.0  # to a doubling
 
+_EARLIER: Final = " before its drift"  # no source's own name has a blank
 ArmSource = tuple[str, str]
-Ratings = Mapping[ArmSource, RatingStatistics]
+ByArm = Mapping[str, RatingStatistics]
+
+
+def earlier_self(source: str) -> str:
+    """The name of what a source said before it drifted."""
+    return source_itself(source) + _EARLIER
+
+
+def source_itself(source: str) -> str:
+    return source.removesuffix(_EARLIER)
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What turns a source's ratings of one arm into the anchor's: offset o, clarity rho, and weight w."""
+    """What turns a source's ratings of one arm into the anchor's: offset o, clarity rho >= 0, and weight w."""
 
-    offset: float
-    clarity: float
-    weight: float
+    offset: float = 0.0
+    clarity: float = 1.0
+    weight: float = 1.0
 
     def of(self, s: RatingStatistics) -> RatingStatistics:
         """The sums as the anchor would have given them; features begin with a bias of 1."""
         o, rho, w = self.offset, self.clarity, self.weight
+        if rho == 0.0:
+            return RatingStatistics.empty(len(s.xr))
         rr = s.rr - 2.0 * o * float(s.xr[0]) + o * o * s.n
         return RatingStatistics(w * rho * rho * s.xx, w * rho * (s.xr - o * s.xx[0]), s.n, w * rr)
 
-
-def anchor_of(ratings: Ratings, wanted: str = ANCHOR) -> str | None:
-    """The source that the others are held to: the one wanted, or while it is silent the one with most ratings; None where
-    nobody rated.
-    """
-    counts: dict[str, float] = {}
-    for (_, source), s in ratings.items():
-        counts[source] = counts.get(source, 0.0) + s.n
-    if counts.get(wanted, 0.0) > 0.0:
-        return wanted
-    return max(sorted(counts), key=counts.__getitem__, default=None)
+    def then(self, after: "Correction") -> "Correction":
+        """Both, one after the other."""
+        offset = self.offset + self.clarity * after.offset
+        return Correction(offset, self.clarity * after.clarity, self.weight * after.weight)
 
 
-def corrections(ratings: Ratings, unit: float = 1.0, *, wanted: str = ANCHOR) -> dict[ArmSource, Correction]:
-    """Of every arm and source but the anchor. unit: what a rating of today weighs in the sums; wanted: see `anchor_of`."""
-    anchor = anchor_of(ratings, wanted)
-    sources = sorted({source for _, source in ratings if source != anchor})
-    if anchor is None or not sources:
-        return {}
-    fit = _Anchor.fit(_by(anchor, ratings, unit), unit)
-    return {
-        (arm, source): correction
-        for source in sources
-        for arm, correction in _corrections(fit, _by(source, ratings, unit)).items()
-    }
+NONE: Final = Correction()
 
 
-def _by(source: str, ratings: Ratings, unit: float) -> dict[str, RatingStatistics]:
-    return {arm: s for (arm, its), s in sorted(ratings.items()) if its == source and s.n > SOME * unit}
+def corrections(
+    ratings: Mapping[ArmSource, RatingStatistics], unit: float = 1.0, *, anchor: str = ANCHOR
+) -> dict[ArmSource, Correction]:
+    """Of all that needs one. unit: what a rating of today weighs in the sums."""
+    steps = corrected(ratings, unit, anchor=anchor)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            made: dict[ArmSource, Correction] = done.value
+            return made
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Anchor:
-    """What the anchor thinks: count of its ratings, mean of them, slopes (d,) with 0 for the bias, variance of its noise;
-    levels: arm -> level as its own ratings have it, and how many those are; typical: the mean of levels, apart: their
-    variance. Counts are in units of the sums, in which a rating of today weighs `unit`.
-    """
+def corrected(
+    ratings: Mapping[ArmSource, RatingStatistics], unit: float = 1.0, *, anchor: str = ANCHOR
+) -> Generator[None, None, dict[ArmSource, Correction]]:
+    """The same source by source, for who has else to do meanwhile."""
+    said = _Said.of(ratings, unit)
+    for earlier in [source for source in said.told if source != source_itself(source)]:
+        now = said.told.get(source_itself(earlier), {})
+        said.correct(earlier, _moved(now, said.told[earlier], unit, DRIFT_SD))
+        said.merge(earlier, source_itself(earlier))
+        yield
+    others = sorted(source for source in said.told if source != anchor)
+    first = max(others, key=lambda source: _count(said.told[source]), default="")
+    for source in others:
+        if source != first:
+            said.correct(source, _moved(said.told[first], said.told[source], unit, KIND_SD))
+            yield
+    if anchor in said.told and others:
+        expected = Expectation.of(said.told[anchor], unit)
+        for source in others:
+            said.correct(source, _corrections(expected, said.told[source]))
+            yield
+    return {key: correction for key, correction in said.made.items() if correction != NONE}
 
-    unit: float
-    count: float
-    mean: float
-    slopes: Vector
-    noise: float
-    levels: Mapping[str, tuple[float, float]]
-    typical: float
-    apart: float
+
+@dataclass(slots=True)
+class _Said:
+    """told: source -> arm -> sums, as corrected so far by `made`, to which `parts` of the ratings each source has come."""
+
+    told: dict[str, dict[str, RatingStatistics]]
+    parts: dict[str, list[ArmSource]]
+    made: dict[ArmSource, Correction]
 
     @classmethod
-    def fit(cls, told: Mapping[str, RatingStatistics], unit: float) -> "_Anchor":
-        count, total = _sum(s.n for s in told.values()), _sum(float(s.xr[0]) for s in told.values())
-        slopes, noise = _slopes(told, count, unit)
-        levels = {arm: (float(s.xr[0] - s.xx[0] @ slopes) / s.n, s.n) for arm, s in told.items()}
-        typical = _sum(level * n for level, n in levels.values()) / count
-        apart = _variance([(level - typical, unit * noise / n) for level, n in levels.values()], LEVEL_SD)
-        return cls(unit, count, total / count, slopes, noise, levels, typical, apart)
+    def of(cls, ratings: Mapping[ArmSource, RatingStatistics], unit: float) -> "_Said":
+        said = cls({}, {}, {})
+        for arm, source in sorted(key for key, s in ratings.items() if s.n > SOME * unit):
+            said.told.setdefault(source, {})[arm] = ratings[arm, source]
+            said.parts.setdefault(source, []).append((arm, source))
+            said.made[arm, source] = NONE
+        return said
 
-    def weights(self, arm: str) -> Vector:
-        """(d,) with the arm's level shrunk to that of all."""
-        weights = self.slopes.copy()
-        weights[0] = self.typical
-        if arm in self.levels:
-            level, n = self.levels[arm]
-            chance = self.unit * self.noise / n
-            weights[0] += (level - self.typical) * self.apart / (self.apart + chance)
-        return weights
+    def correct(self, source: str, by_arm: Mapping[str, Correction]) -> None:
+        for arm, s in self.told[source].items():
+            self.told[source][arm] = by_arm[arm].of(s)
+        for key in self.parts[source]:
+            self.made[key] = self.made[key].then(by_arm[key[0]])
+
+    def merge(self, source: str, into: str) -> None:
+        sums = self.told.setdefault(into, {})
+        for arm, s in self.told.pop(source).items():
+            sums[arm] = sums[arm] + s if arm in sums else s
+        self.parts[into] = self.parts.get(into, []) + self.parts.pop(source)
 
 
-def _slopes(told: Mapping[str, RatingStatistics], count: float, unit: float) -> tuple[Vector, float]:
-    """(d,) slopes within arms, and the variance of what they leave, by ridge regression: the mean over SLOPE_WEIGHTS by evidence."""
-    within = sum(s.xx - np.outer(s.xx[0], s.xx[0]) / s.n for s in told.values()) / unit
-    along = sum(s.xr - s.xx[0] * (s.xr[0] / s.n) for s in told.values()) / unit
-    square = _sum(s.rr - s.xr[0] ** 2 / s.n for s in told.values()) / unit
-    spreads, axes = np.linalg.eigh(within)
-    spreads, along = np.maximum(spreads, 0.0), axes.T @ along
-    held = spreads + SLOPE_WEIGHTS[:, None]  # (H, d)
-    left = np.maximum(square - (along**2 / held).sum(axis=1), 0.0)
-    degrees = NOISE_WEIGHT + count / unit
-    noise = (NOISE_WEIGHT * NOISE_VARIANCE + left) / degrees
-    evidence = -0.5 * (np.log(held / SLOPE_WEIGHTS[:, None]).sum(axis=1) + degrees * np.log(noise))
-    likely = np.exp(evidence - evidence.max())
-    likely /= likely.sum()
-    slopes: Vector = axes @ (likely @ (along / held))
-    slopes[0] = 0.0
-    return slopes, float(likely @ noise)
+def _count(told: ByArm) -> float:
+    return total_of(s.n for s in told.values())
+
+
+def _moved(to: ByArm, told: ByArm, unit: float, sd: float) -> dict[str, Correction]:
+    """By how much kinder it is than the other source, where both have rated the same arms, and by nothing else."""
+    kinder = 0.0
+    if to:
+        is_rich = _count(to) >= _count(told)
+        expected, heard = (Expectation.of(to, unit), told) if is_rich else (Expectation.of(told, unit), to)
+        n = beyond = 0.0
+        for arm, s in heard.items():
+            share = expected.ratings(arm) / (expected.ratings(arm) + s.n)
+            n, beyond = n + share * s.n, beyond + share * float(s.xr[0] - s.xx[0] @ expected.weights(arm))
+        kinder = (1.0 if is_rich else -1.0) * beyond / (n + unit * expected.noise / sd**2)
+    return dict.fromkeys(told, Correction(_in_steps(kinder, OFFSET_STEP)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,70 +184,57 @@ class _Opinion:
     noise: float
 
 
-def _corrections(fit: _Anchor, told: Mapping[str, RatingStatistics]) -> dict[str, Correction]:
-    opinion, c = _opinion(fit, told), fit.mean
-    rho = round(opinion.clarity / CLEAR_STEP) * CLEAR_STEP
-    weight = min(fit.noise / opinion.noise, WEIGHT_MAX)
-    weight = 2.0 ** (round(WEIGHT_STEPS * math.log2(weight)) / WEIGHT_STEPS)
-    favours = _favours(fit, told, opinion)
-    return {
-        arm: Correction(
-            round((c + opinion.kindness - rho * (c - favours.get(arm, 0.0))) / OFFSET_STEP) * OFFSET_STEP,
-            rho,
-            weight,
-        )
-        for arm in told
-    }
+def _corrections(expected: Expectation, told: ByArm) -> dict[str, Correction]:
+    opinion, c = _opinion(expected, told), expected.mean
+    rho = _in_steps(opinion.clarity, CLEAR_STEP)
+    if rho == 0.0:
+        return dict.fromkeys(told, Correction(clarity=0.0))
+    weight = min(expected.noise / opinion.noise, EFFECT_MAX / rho**2)
+    weight = 2.0 ** _in_steps(math.log2(weight), 1.0 / WEIGHT_STEPS)
+    favours = _favours(expected, told, opinion)
+    offsets = {arm: c + opinion.kindness - rho * (c - favours.get(arm, 0.0)) for arm in told}
+    return {arm: Correction(_in_steps(o, OFFSET_STEP), rho, weight) for arm, o in offsets.items()}
 
 
-def _opinion(fit: _Anchor, told: Mapping[str, RatingStatistics]) -> _Opinion:
-    """Ridge regression of what the source says beyond the anchor's expectation p: y - p = g + (rho - 1) (p - c) + e."""
-    c = fit.mean
-    n = p = pp = py = y = yy = 0.0  # sums over its ratings that count, of 1, and of p and y less c
+def _opinion(expected: Expectation, told: ByArm) -> _Opinion:
+    """Ridge regression of what the source says beyond what is expected, p: y - p = g + (rho - 1) (p - c) + e."""
+    c = expected.mean
+    n = sum_p = sum_pp = sum_py = sum_y = sum_yy = 0.0  # over its ratings that count; p and y less c
     for arm, s in told.items():
-        _, anchors = fit.levels.get(arm, (0.0, 0.0))
-        share = anchors / (anchors + s.n)
-        w = fit.weights(arm)
+        share = expected.ratings(arm) / (expected.ratings(arm) + s.n)
+        w = expected.weights(arm)
         w[0] -= c
-        xr, rr = s.xr - c * s.xx[0], s.rr - 2.0 * c * s.xr[0] + c * c * s.n
-        n, p, pp = n + share * s.n, p + share * float(w @ s.xx[0]), pp + share * float(w @ s.xx @ w)
-        py, y, yy = py + share * float(w @ xr), y + share * float(xr[0]), yy + share * float(rr)
-    held = fit.unit * fit.noise * np.diag([KIND_SD**-2, CLEAR_SD**-2])
-    kindness, clearer = np.linalg.solve(np.array([[n, p], [p, pp]]) + held, np.array([y - p, py - pp]))
-    clarity = min(max(1.0 + float(clearer), 0.0), CLEAR_MAX)
-    left = (
-        yy + kindness**2 * n + clarity**2 * pp - 2.0 * (kindness * y + clarity * py - kindness * clarity * p)
-    )
-    before = NOISE_WEIGHT * fit.unit
-    noise = (before * fit.noise + max(float(left), 0.0)) / (before + n)
-    return _Opinion(float(kindness), clarity, noise)
+        xy, yy = s.xr - c * s.xx[0], s.rr - 2.0 * c * s.xr[0] + c * c * s.n
+        n, sum_y, sum_yy = n + share * s.n, sum_y + share * float(xy[0]), sum_yy + share * float(yy)
+        sum_p, sum_py = sum_p + share * float(w @ s.xx[0]), sum_py + share * float(w @ xy)
+        sum_pp += share * float(w @ s.xx @ w)
+    held = expected.unit * expected.noise * np.diag([KIND_SD**-2, CLEAR_SD**-2])
+    beyond = np.array([sum_y - sum_p, sum_py - sum_pp])
+    g, clearer = np.linalg.solve(np.array([[n, sum_p], [sum_p, sum_pp]]) + held, beyond)
+    rho = min(max(1.0 + float(clearer), 0.0), CLEAR_MAX)
+    left = sum_yy + g * g * n + rho * rho * sum_pp - 2.0 * (g * sum_y + rho * sum_py - g * rho * sum_p)
+    before = NOISE_WEIGHT * expected.unit
+    noise = (before * expected.noise + max(float(left), 0.0)) / (before + n)
+    return _Opinion(float(g), rho, noise)
 
 
-def _favours(fit: _Anchor, told: Mapping[str, RatingStatistics], opinion: _Opinion) -> dict[str, float]:
-    """Arm -> h, of arms that both have rated: the best linear prediction, its spread by the method of moments."""
+def _favours(expected: Expectation, told: ByArm, opinion: _Opinion) -> dict[str, float]:
+    """Arm -> h, of arms that both have rated: the best linear prediction."""
     if opinion.clarity < CLEAR_MIN:
         return {}
-    c = fit.mean
-    seen: dict[
+    c, noise = expected.mean, opinion.noise / opinion.clarity**2
+    higher: dict[
         str, tuple[float, float]
-    ] = {}  # arm -> how much higher s has its level, and the variance of that by chance
+    ] = {}  # than the anchor has its level, and the variance of that by chance
     for arm, s in told.items():
-        if arm in fit.levels:
-            level, n = fit.levels[arm]
-            its = (float(s.xr[0]) / s.n - c - opinion.kindness) / opinion.clarity + c
-            higher = its - float(s.xx[0] @ fit.slopes) / s.n - level
-            seen[arm] = higher, fit.unit * (opinion.noise / opinion.clarity**2 / s.n + fit.noise / n)
-    variance = min(_variance(seen.values(), FAVOUR_SD), FAVOUR_SD_MAX**2)
-    return {arm: higher * variance / (variance + chance) for arm, (higher, chance) in seen.items()}
+        if arm in expected.levels:
+            level, n = expected.levels[arm]
+            quality = (float(s.xr[0]) / s.n - c - opinion.kindness) / opinion.clarity + c
+            by = quality - float(s.xx[0] @ expected.slopes) / s.n - level
+            higher[arm] = by, expected.unit * (noise / s.n + expected.noise / n)
+    variance = min(variance_of(higher.values(), FAVOUR_SD), FAVOUR_SD_MAX**2)
+    return {arm: by * variance / (variance + chance) for arm, (by, chance) in higher.items()}
 
 
-def _variance(seen: Iterable[tuple[float, float]], sd: float) -> float:
-    """Of deviations, each with a variance that is chance, by the method of moments; sd: before any is seen."""
-    before = sd**2
-    tells = [((before / (before + chance)) ** 2, deviation**2 - chance) for deviation, chance in seen]
-    excess = _sum(weight * beyond for weight, beyond in tells)
-    return max(ARMS_BEFORE * before + excess, 0.0) / (ARMS_BEFORE + _sum(weight for weight, _ in tells))
-
-
-def _sum(values: Iterable[float]) -> float:
-    return float(math.fsum(values))
+def _in_steps(value: float, step: float) -> float:
+    return round(value / step) * step

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bandit.drift import Direction
+from bandit.sources import earlier_self, source_itself
 from feedback.store import Position
 
 CUTS_KEPT_S: Final = 2 * 8760 * 3600.0  # twice the longest feedback window that a gateway may be given
@@ -21,7 +22,6 @@ DRIFT: Final = "drift"  # causes, beside an operator: an arm's ratings changed,
 JUDGE: Final = "judge drift"  # all of a source's did,
 RECOVERY: Final = "recovery"  # or the arm dropped a while ago (feedback.recovery)
 ArmSource = tuple[str, str]
-_EARLIER: Final = " before its drift"  # no source's own name has a blank
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Cut:
 
     def concerns(self, key: ArmSource) -> bool:
         """Also what a source said before it drifted."""
-        return self.arm in (None, key[0]) and self.source in (None, itself(key[1]))
+        return self.arm in (None, key[0]) and self.source in (None, source_itself(key[1]))
 
     def told(self) -> str:
         """One sentence for operators."""
@@ -63,22 +63,13 @@ class Cut:
         return f"{100 * self.factor:.2g} % is kept of what was learned of {whose} ({why})"
 
 
-def earlier(source: str) -> str:
-    """The name of what a source said before it drifted."""
-    return itself(source) + _EARLIER
-
-
-def itself(source: str) -> str:
-    return source.removesuffix(_EARLIER)
-
-
 def remaining(cuts: Sequence[Cut], key: ArmSource, since: Position) -> tuple[ArmSource, float]:
     """In which sums a rating by (arm, source), first given at a position, is now, and what share of it the cuts since then
     have left. Of one from before the oldest of CUTS_MAX cuts nothing: rather too little is taken back than more than there is.
     """
     if len(cuts) >= CUTS_MAX and since < cuts[0].position:
         return key, 0.0
-    share, moved = 1.0, (key[0], earlier(key[1]))
+    share, moved = 1.0, (key[0], earlier_self(key[1]))
     for cut in cuts:
         if cut.position <= since or not cut.concerns(key):
             continue

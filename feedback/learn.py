@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 
 from bandit.drift import Detector
+from bandit.sources import earlier_self, source_itself
 from bandit.statistics import CallStatistics, RatingStatistics
-from feedback.cuts import JUDGE, RECOVERY, Alarm, ArmSource, Cut, earlier, itself, kept, remaining
+from feedback.cuts import JUDGE, RECOVERY, Alarm, ArmSource, Cut, kept, remaining
 from feedback.draft import EPOCH_SPAN, Draft
 from feedback.events import Called, Charged, Event, JudgeDrift, Rated, Reset, Withdrawn, decode
 from feedback.records import DecisionPrefix, MalformedError
@@ -105,8 +106,9 @@ def _rated(state: State, event: Rated) -> State | None:
         state = _watched(state, key, event)
     else:
         key, weight = _within(state, decision, key, event.origin)
-        seen = state.ratings.get(key) or RatingStatistics.empty(state.d)
-        seen = seen.revised(decision.x, event.quality, old=event.old, weight=weight)
+        if key not in state.ratings:
+            return None
+        seen = state.ratings[key].revised(decision.x, event.quality, old=event.old, weight=weight)
     return changed(state, ratings={**state.ratings, key: seen}, as_of=max(state.as_of, decision.decided_at))
 
 
@@ -144,7 +146,7 @@ def _weight(state: State, decision: DecisionPrefix) -> float:
 def _within(
     state: State, decision: DecisionPrefix, key: ArmSource, since: Position | None
 ) -> tuple[ArmSource, float]:
-    """In which sums one is that was given there, and with what weight."""
+    """In which sums a rating of that decision is that was given there, and its weight within them."""
     weight = _weight(state, decision)
     if since is None:
         return key, weight
@@ -201,14 +203,14 @@ def _moved(state: State, cut: Cut) -> dict[ArmSource, RatingStatistics]:
     ratings = _times(state, cut)
     for (arm, source), s in state.ratings.items():
         if source == cut.source:
-            before = (arm, earlier(source))
+            before = (arm, earlier_self(source))
             ratings[before] = ratings[before] + s if before in ratings else s
             ratings[arm, source] = RatingStatistics.empty(state.d)
     return ratings
 
 
 def _source(state: State, name: str) -> str:
-    known = {itself(source) for _, source in state.ratings}
+    known = {source_itself(source) for _, source in state.ratings}
     return name if name in known or len(known) < SOURCES_MAX else OTHER_SOURCES
 
 

@@ -202,6 +202,8 @@ class Replica:
     async def _believe(self) -> None:
         """The posterior of what is known now and its draws, made arm by arm: requests go on between."""
         state, model = self.state, self.model
+        for _ in self._reader.correcting(state.ratings, state.weight_now(), model.anchor):
+            await asyncio.sleep(0)
         told = state.on_one_scale(self._reader, anchor=model.anchor), state.d, state.entry_prices
         if not self._reader.is_made(model, *told):
             for _ in model.steps(*told):

@@ -15,7 +15,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from functools import cache, reduce
 from operator import add, attrgetter, is_
@@ -30,7 +30,7 @@ from bandit.latency import LatencyStatistics
 from bandit.lengths import LengthSums
 from bandit.posterior import Posterior
 from bandit.prediction import QualityModel, QualityPosterior
-from bandit.sources import ANCHOR, Correction, corrections
+from bandit.sources import ANCHOR, Correction, corrected
 from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.cuts import Alarm, ArmSource, Cut
 from feedback.records import MalformedError
@@ -38,7 +38,7 @@ from feedback.records import MalformedError
 HALF_LIFE_S: Final = 30 * 86_400.0
 START: Final = "0-0:"  # the token before a log's first entry
 AGE_STEPS: Final = 256  # points of a half-life (2.8 hours apart) to which ages are counted back
-_MAGIC: Final = b"FLS4"
+_MAGIC: Final = b"FLS5"
 _LENGTH = struct.Struct("<I")
 
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})
@@ -120,10 +120,10 @@ class State:
         reader: remembers the last reading, and gives the same object again for an arm that reads the same.
         """
         reader, now = reader or Reader(), self.weight_now()
-        corrected = reader.corrections(self.ratings, now, anchor)
+        corrections = reader.corrections(self.ratings, now, anchor)
         parts: dict[str, list[tuple[RatingStatistics, Correction | None]]] = {}
         for key, statistics in self.ratings.items():
-            parts.setdefault(key[0], []).append((statistics, corrected.get(key)))
+            parts.setdefault(key[0], []).append((statistics, corrections.get(key)))
         return {arm: reader.read(arm, now, tuple(sums)) for arm, sums in parts.items()}
 
     def posterior(self, model: QualityModel, reader: "Reader | None" = None) -> Posterior:
@@ -241,12 +241,20 @@ class Reader:
         self, ratings: Mapping[ArmSource, RatingStatistics], factor: float, anchor: str
     ) -> Corrections:
         """Of every arm and source but the anchor. factor: what a weight in the sums is now."""
+        for _ in self.correcting(ratings, factor, anchor):
+            """Nobody has else to do."""
+        assert self._corrected is not None, "they were just made"
+        return self._corrected[3]
+
+    def correcting(
+        self, ratings: Mapping[ArmSource, RatingStatistics], factor: float, anchor: str
+    ) -> Iterator[None]:
+        """Most of the work of the `corrections` that follow, source by source, for who has else to do."""
         before = self._corrected
         if before is None or not (before[0] is ratings and before[1:3] == (factor, anchor)):
             several = len({source for _, source in ratings}) > 1
-            made = corrections(ratings, 1.0 / factor, wanted=anchor) if several else {}
-            before = self._corrected = ratings, factor, anchor, made
-        return before[3]
+            made = (yield from corrected(ratings, 1.0 / factor, anchor=anchor)) if several else {}
+            self._corrected = ratings, factor, anchor, made
 
     def read(self, arm: str, factor: float, told: "tuple[_Told, ...]") -> RatingStatistics:
         """The sum of the sums, each corrected, times factor."""

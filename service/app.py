@@ -21,7 +21,7 @@ from feedback.cuts import RECOVERY
 from feedback.ids import bare_id
 from feedback.intake import FeedbackRefusedError
 from feedback.learning import Learning
-from feedback.state import Reader, State
+from feedback.state import Corrections, Reader, State
 from service.access import Access
 from service.budgets import Budgets
 from service.calls import Shell
@@ -234,8 +234,8 @@ def _add_health(gateway: Gateway) -> None:
 
 def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
     route = learning.routes[scope]
-    state, anchor = route.replica.state, route.replica.model.anchor
-    ratings = state.on_one_scale(anchor=anchor)
+    state, anchor, reader = route.replica.state, route.replica.model.anchor, Reader()
+    ratings = state.on_one_scale(reader, anchor=anchor)
     counters = asdict(route.replica.counters)
     return {
         "cursor": state.cursor,
@@ -252,23 +252,22 @@ def learned_so_far(learning: Learning, scope: str) -> dict[str, Any]:
             }
             for arm, s in ratings.items()
         },
-        "sources": sources_so_far(state, anchor),
+        "anchor": anchor,
+        "sources": _sources(state, reader.corrections(state.ratings, state.weight_now(), anchor)),
         "alarms": [asdict(alarm) for alarm in state.alarms],
         "resets": [asdict(cut) for cut in state.cuts if cut.cause != RECOVERY][-RESETS_TOLD:],
     } | counters
 
 
-def sources_so_far(state: State, anchor: str) -> dict[str, Any]:
-    """By source: its ratings of each arm, and what makes them the anchor's: quality = (rating - offset) / clarity."""
-    now = state.weight_now()
-    corrected = Reader().corrections(state.ratings, now, anchor)
+def _sources(state: State, corrections: Corrections) -> dict[str, Any]:
+    """By source: its ratings of each arm, and what makes them the anchor's: quality = (rating - offset) / clarity, where
+    clarity is not 0, which is to say that they tell nothing.
+    """
     told: dict[str, Any] = {}
     for (arm, source), s in state.ratings.items():
-        correction = corrected.get((arm, source))
-        told.setdefault(source, {})[arm] = {
-            "ratings": round(now * s.n, 3),
-            **(asdict(correction) if correction else {}),
-        }
+        correction = corrections.get((arm, source))
+        ratings = {"ratings": round(state.weight_now() * s.n, 3)}
+        told.setdefault(source, {})[arm] = ratings | (asdict(correction) if correction else {})
     return told
 
 

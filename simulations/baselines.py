@@ -141,9 +141,9 @@ class ContextFree:
     ) -> QualityPosterior:
         means, counts, scatter = {}, {}, self.variance_weight * self.prior_variance
         for arm, s in ratings.items():
-            counts[arm] = s.n + self.prior_ratings
+            counts[arm] = s.weight + self.prior_ratings
             means[arm] = (s.xr[0] + self.prior_ratings * self.prior_mean) / counts[arm]  # x[0] is the bias, 1
-            scatter += max(s.rr - s.xr[0] ** 2 / s.n, 0.0) if s.n > 0 else 0.0
+            scatter += max(s.rr - s.xr[0] ** 2 / s.weight, 0.0) if s.weight > 0 else 0.0
         total = sum(s.n for s in ratings.values())
         return _ContextFreePosterior(self, means, counts, scatter / (self.variance_weight + total))
 

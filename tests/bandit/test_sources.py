@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bandit.sources import Correction, Ratings, anchor_of, corrections
+from bandit.quality import SharedBaseline
+from bandit.sources import Correction, corrections, earlier_self
 from bandit.statistics import RatingStatistics
+from feedback.state import State
 
 Floats = NDArray[np.float64]
 ARMS = ("a", "b", "c", "d")
@@ -123,16 +125,71 @@ def test_a_judge_that_favours_a_model_does_not_change_the_ranking_once_there_is_
 def test_one_source_alone_is_believed_as_it_is() -> None:
     assert corrections({}) == {}
     assert corrections(World(0).rated("judge:only", 50, noise=0.2, kindness=-0.3).ratings) == {}
-    assert anchor_of({}) is None
 
 
-def test_users_are_the_anchor_else_the_source_with_most_ratings() -> None:
-    world = World(0).rated("judge:b", 20, noise=0.2).rated("judge:a", 30, noise=0.2)
-    assert anchor_of(world.ratings) == "judge:a"
-    assert {source for _, source in corrections(world.ratings)} == {"judge:b"}
-    assert anchor_of(world.rated("user", 1, noise=0.2).ratings) == "user"
-    gone = {key: s.times(0.0) if key[1] == "user" else s for key, s in world.ratings.items()}
-    assert anchor_of(gone) == "judge:a"
+def test_of_judges_alone_kindness_is_evened_out_and_nothing_else() -> None:
+    """One rated mostly the worse models and is kind, the other mostly the better ones: plain sums have it upside down."""
+    for seed in range(5):
+        world = World(seed)
+        world.weights[:, 0] = (0.60, 0.60, 0.68, 0.68)
+        world.rated("judge:kind", 300, noise=0.2, kindness=0.2).rated("judge:strict", 300, noise=0.2)
+        for arm in ARMS:
+            rare = "judge:strict" if arm in "ab" else "judge:kind"
+            world.ratings[arm, rare] = world.ratings[arm, rare].times(0.1)
+        plain = world.levels({}, "judge:kind", "judge:strict")
+        assert plain[:2].min() > plain[2:].max()
+        k = corrections(world.ratings)
+        fair = world.levels(k, "judge:kind", "judge:strict")
+        assert fair[:2].max() < fair[2:].min()
+        assert {(c.clarity, c.weight) for c in k.values()} == {(1.0, 1.0)}
+        world.ratings["a", "user"] = sums(np.eye(1, D), np.array([0.9]))
+        after = world.levels(corrections(world.ratings), "judge:kind", "judge:strict")
+        assert np.ptp(after - fair) < 0.02, "one user's first rating turns nothing over"
+
+
+def test_any_source_may_be_the_anchor() -> None:
+    world = World(0).rated("user", 500, noise=0.3).rated("judge:tests", 500, noise=0.3, kindness=-0.2)
+    k = corrections(world.ratings, anchor="judge:tests")
+    assert {source for _, source in k} == {"user"}
+    assert np.abs(world.levels(k, "user") - world.levels({}, "judge:tests")).max() < 0.05
+
+
+def drifted(world: World, source: str) -> World:
+    """What it has said so far is its earlier self's."""
+    for arm in ARMS:
+        told = world.ratings.pop((arm, source))
+        world.ratings[arm, earlier_self(source)] = told
+        world.ratings[arm, source] = told.times(0.0)
+    return world
+
+
+@pytest.mark.parametrize("source", ["user", "judge:only"])
+@pytest.mark.parametrize("given", [0, 1, 5, 40, 2000])
+def test_a_source_that_drifted_keeps_its_order_of_the_models_and_moves_to_its_new_scale(
+    source: str, given: int
+) -> None:
+    world = drifted(World(5).rated(source, 1000, noise=0.2), source)
+    before = world.levels({}, earlier_self(source))
+    if given:
+        world.rated(source, given, noise=0.2, kindness=-0.3)
+    k = corrections(world.ratings)
+    after = world.levels(k, earlier_self(source), source) if given else world.levels(k, earlier_self(source))
+    assert np.ptp(after - before) < 0.03
+    moved = (after - before).mean()
+    assert moved == pytest.approx({0: 0.0, 40: -0.3, 2000: -0.3}.get(given, moved), abs=0.05)
+
+
+@pytest.mark.parametrize("given", [0, 1, 5, 40])
+def test_what_users_knew_of_a_judges_favourite_outlives_their_drift(given: int) -> None:
+    for seed in range(5):
+        world = World(seed).rated("user", 400, noise=0.3)
+        world.rated("judge:kin", 1500, noise=0.2, favours=(0, 0, 0, 0.2))
+        before = world.levels(corrections(world.ratings), "judge:kin")
+        drifted(world, "user")
+        if given:
+            world.rated("user", given, noise=0.3, kindness=-0.2)
+        after = world.levels(corrections(world.ratings), "judge:kin")
+        assert np.ptp(after - before) < 0.05
 
 
 def test_the_first_words_of_an_anchor_change_little_between_the_models() -> None:
@@ -151,7 +208,7 @@ def test_the_first_words_of_an_anchor_change_little_between_the_models() -> None
 )
 def test_neither_order_nor_unit_of_the_sums_matters(order: list[tuple[str, str]], unit: float) -> None:
     world = World(3).rated("user", 40, noise=0.3).rated("judge:a", 90, noise=0.1, kindness=0.1, clarity=0.7)
-    scaled: Ratings = {key: world.ratings[key].times(unit) for key in order}
+    scaled = {key: world.ratings[key].times(unit) for key in order}
     assert corrections(scaled, unit) == corrections(world.ratings)
 
 
@@ -197,9 +254,38 @@ def test_few_ratings_with_many_features_say_little_of_how_clearly_a_judge_sees()
     assert noise[0] < 1.3 * noise[1], "not much further from the truth than believing the judge blindly"
 
 
+SOURCES = ("user", "judge:a", "judge:b", earlier_self("user"), earlier_self("judge:a"))
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(ARMS), st.sampled_from(SOURCES)),
+        st.tuples(st.sampled_from([1, 2, 3, 100]), st.sampled_from([0.0, -1e-17, 1e-17, 1e-9, 1.0, 300.0])),
+    ),
+    st.sampled_from([0.0, 0.3]),
+    st.integers(0, 99),
+)
+def test_whatever_is_left_of_whose_ratings_there_is_a_posterior(
+    told: Mapping[tuple[str, str], tuple[int, float]], spread: float, seed: int
+) -> None:
+    """Withdrawn to the last bit or nearly, faded, all alike, by one source or several, of some arms or all."""
+    rng, ratings = np.random.default_rng(seed), {}
+    for key, (n, left) in told.items():
+        X = np.c_[np.ones(n), rng.normal(size=(n, D - 1))]
+        ratings[key] = sums(X, np.clip(0.5 + rng.normal(0, spread, n), 0, 1)).times(left)
+    state = State(b"features", D, epoch=0, ratings=ratings)
+    believed = state.posterior(SharedBaseline()).quality.predict(np.ones(D), ARMS)
+    assert np.isfinite(believed.mean).all()
+    assert (np.linalg.eigvalsh(believed.covariance) > -1e-9).all()
+
+
 def test_what_was_withdrawn_corrects_nothing() -> None:
     """Sums that are nothing but rounding."""
     world = World(2).rated("user", 50, noise=0.2).rated("judge:a", 50, noise=0.2)
     left = {key: s.times(1e-16) if key == ("a", "judge:a") else s for key, s in world.ratings.items()}
-    assert ("a", "judge:a") not in corrections(left)
     assert {("b", "judge:a"), ("c", "judge:a"), ("d", "judge:a")} == corrections(left).keys()
+    assert (
+        corrections({key: s.times(1e-16) if key[1] == "user" else s for key, s in world.ratings.items()})
+        == {}
+    )
+    assert corrections({key: s.times(-1e-16) for key, s in world.ratings.items()}) == {}

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.drift import Detector
+from bandit.sources import earlier_self
 from bandit.statistics import CallStatistics, RatingStatistics
 from bandit.types import Vector
 from feedback.alarms import RATINGS_LEFT, RECENT_RATINGS, answers
-from feedback.cuts import CUTS_KEPT_S, CUTS_MAX, JUDGE, earlier
+from feedback.cuts import CUTS_KEPT_S, CUTS_MAX, JUDGE
 from feedback.events import (
     CHARGED,
     RATED,
@@ -581,7 +582,7 @@ def test_a_judge_that_grows_strict_is_blamed_and_the_models_are_not() -> None:
     assert answer.source == "judge:a"
     after = learn(replace(state, cursor="9999-0:"), answer)
     for key, before in state.ratings.items():
-        now = (key[0], earlier("judge:a")) if key[1] == "judge:a" else key
+        now = (key[0], earlier_self("judge:a")) if key[1] == "judge:a" else key
         assert after.ratings[now].n == before.n
         assert after.ratings[key].n == (before.n if now == key else 0.0)
     assert (after.alarms, after.detectors.keys()) == ((), {("small", "user")})
