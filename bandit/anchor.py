@@ -60,9 +60,13 @@ class Expectation:
             weights[0] += (level - self.typical) * self.apart / (self.apart + chance)
         return weights
 
-    def ratings(self, arm: str) -> float:
-        """How many it rests on."""
-        return self.levels[arm][1] if arm in self.levels else 0.0
+    def independent(self, arm: str, n: float, apart: float) -> float:
+        """As how many n ratings of the arm by another count, beside this expectation's own error, and where the other differs
+        from it by something else for each arm, with standard deviation `apart`.
+        """
+        if arm not in self.levels:
+            return 0.0
+        return 1.0 / (1.0 / n + 1.0 / self.levels[arm][1] + apart**2 / (self.noise * self.unit))
 
 
 def _slopes(told: Mapping[str, RatingStatistics], count: float, unit: float) -> tuple[Vector, float]:

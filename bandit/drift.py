@@ -91,6 +91,10 @@ class Detector:
         rise, drop = (self.rises[0] + self.rises[1]) / 2.0, (self.drops[0] + self.drops[1]) / 2.0
         return _stronger(rise, drop, THRESHOLD)
 
+    def alone(self, quality: float) -> "Detector":
+        """The same where nothing was expected: ratings are held to their own mean so far."""
+        return self.after(quality, 0.5, 0.0)
+
     @property
     def leaning(self) -> Direction | None:
         """The direction of a change that is likely, of two the likelier one.
@@ -108,6 +112,15 @@ class Detector:
             for evidence in (self.rises, self.drops)
         )
         return _stronger(rise, drop, LEANING)
+
+
+def confirmed(detector: Detector, alone: Detector) -> Detector:
+    """The first, begun anew where it alarms and the ratings alone do not lean that way.
+
+    Where several sources rate, what is expected moves while it is learned how they differ (bandit.sources): then it is the
+    expectation that has changed, and not the arm.
+    """
+    return Detector() if detector.alarm not in (None, alone.leaning) else detector
 
 
 def _stronger(rise: float, drop: float, least: float) -> Direction | None:

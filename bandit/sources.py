@@ -19,8 +19,8 @@ source that tells nothing (rho = 0) is nothing. Three steps, each of which begin
 2. Sources other than the anchor are moved to that of them with most ratings: without an anchor, they have equal say.
 3. Where the anchor has spoken, each is corrected to it as above.
 
-What a source thinks is bandit.anchor's fit of its ratings. The error of that is in all ratings of an arm by another at once,
-so they count for no more than n n' / (n + n') independent ones, and those of an arm that only one has rated for none.
+What a source thinks is bandit.anchor's fit of its ratings. The error of that, and h, are in all ratings of an arm by another
+at once: for g and rho they count as fewer, 1 / (1 / n + 1 / n' + tau^2 / s2), and as none where only one has rated the arm.
 
 (Regression calibration: Carroll, Ruppert, Stefanski, Crainiceanu, Measurement Error in Nonlinear Models, chapter 4; h_sa as
 a random effect: Robinson, Statistical Science 1991.)
@@ -40,7 +40,7 @@ ANCHOR: Final = "user"  # by default
 KIND_SD: Final = 0.1  # of g,
 DRIFT_SD: Final = 0.3  # of the same where it is known to have changed,
 CLEAR_SD: Final = 0.25  # of rho, and
-FAVOUR_SD: Final = 0.04  # of h, before the anchor has said anything
+FAVOUR_SD: Final = 0.05  # of h, before the anchor has said anything
 FAVOUR_SD_MAX: Final = 0.3
 CLEAR_MIN: Final = 0.2  # below it a source's favour cannot be told
 CLEAR_MAX: Final = 4.0
@@ -110,15 +110,18 @@ def corrected(
     said = _Said.of(ratings, unit)
     for earlier in [source for source in said.told if source != source_itself(source)]:
         now = said.told.get(source_itself(earlier), {})
-        said.correct(earlier, _moved(now, said.told[earlier], unit, DRIFT_SD))
+        said.correct(earlier, _since(now, said.told[earlier], unit))
         said.merge(earlier, source_itself(earlier))
         yield
     others = sorted(source for source in said.told if source != anchor)
-    first = max(others, key=lambda source: _count(said.told[source]), default="")
-    for source in others:
-        if source != first:
-            said.correct(source, _moved(said.told[first], said.told[source], unit, KIND_SD))
-            yield
+    if len(others) > 1:
+        first = max(others, key=lambda source: _count(said.told[source]))
+        expected = Expectation.of(said.told[first], unit)
+        for source in others:
+            if source != first:
+                kinder = _kindness(expected, said.told[source], KIND_SD, FAVOUR_SD)
+                said.correct(source, _less(said.told[source], kinder))
+                yield
     if anchor in said.told and others:
         expected = Expectation.of(said.told[anchor], unit)
         for source in others:
@@ -161,18 +164,29 @@ def _count(told: ByArm) -> float:
     return total_of(s.n for s in told.values())
 
 
-def _moved(to: ByArm, told: ByArm, unit: float, sd: float) -> dict[str, Correction]:
-    """By how much kinder it is than the other source, where both have rated the same arms, and by nothing else."""
-    kinder = 0.0
-    if to:
-        is_rich = _count(to) >= _count(told)
-        expected, heard = (Expectation.of(to, unit), told) if is_rich else (Expectation.of(told, unit), to)
-        n = beyond = 0.0
-        for arm, s in heard.items():
-            share = expected.ratings(arm) / (expected.ratings(arm) + s.n)
-            n, beyond = n + share * s.n, beyond + share * float(s.xr[0] - s.xx[0] @ expected.weights(arm))
-        kinder = (1.0 if is_rich else -1.0) * beyond / (n + unit * expected.noise / sd**2)
-    return dict.fromkeys(told, Correction(_in_steps(kinder, OFFSET_STEP)))
+def _since(now: ByArm, before: ByArm, unit: float) -> dict[str, Correction]:
+    """What turns a source's earlier words into its present ones; the fit is of whichever are more."""
+    if not now:
+        return _less(before, 0.0)
+    if _count(now) >= _count(before):
+        return _less(before, _kindness(Expectation.of(now, unit), before, DRIFT_SD, 0.0))
+    return _less(before, -_kindness(Expectation.of(before, unit), now, DRIFT_SD, 0.0))
+
+
+def _kindness(expected: Expectation, told: ByArm, sd: float, apart: float, clarity: float = 1.0) -> float:
+    """How much higher these ratings are than expected, where arms were rated by both. sd: of that beforehand; apart: of what
+    it differs by from arm to arm.
+    """
+    n, beyond, c = 0.0, 0.0, expected.mean
+    for arm, s in told.items():
+        share = expected.independent(arm, s.n, apart) / s.n
+        higher = float(s.xr[0] - c * s.n - clarity * (s.xx[0] @ expected.weights(arm) - c * s.n))
+        n, beyond = n + share * s.n, beyond + share * higher
+    return beyond / (n + expected.unit * expected.noise / sd**2)
+
+
+def _less(told: ByArm, kindness: float) -> dict[str, Correction]:
+    return dict.fromkeys(told, Correction(_in_steps(kindness, OFFSET_STEP)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +211,13 @@ def _corrections(expected: Expectation, told: ByArm) -> dict[str, Correction]:
 
 
 def _opinion(expected: Expectation, told: ByArm) -> _Opinion:
-    """Ridge regression of what the source says beyond what is expected, p: y - p = g + (rho - 1) (p - c) + e."""
+    """Ridge regression of what the source says beyond what is expected, p: y - p = g + (rho - 1) (p - c) + e; then g anew,
+    with every arm's own h in mind.
+    """
     c = expected.mean
     n = sum_p = sum_pp = sum_py = sum_y = sum_yy = 0.0  # over its ratings that count; p and y less c
     for arm, s in told.items():
-        share = expected.ratings(arm) / (expected.ratings(arm) + s.n)
+        share = expected.independent(arm, s.n, 0.0) / s.n
         w = expected.weights(arm)
         w[0] -= c
         xy, yy = s.xr - c * s.xx[0], s.rr - 2.0 * c * s.xr[0] + c * c * s.n
@@ -215,7 +231,7 @@ def _opinion(expected: Expectation, told: ByArm) -> _Opinion:
     left = sum_yy + g * g * n + rho * rho * sum_pp - 2.0 * (g * sum_y + rho * sum_py - g * rho * sum_p)
     before = NOISE_WEIGHT * expected.unit
     noise = (before * expected.noise + max(float(left), 0.0)) / (before + n)
-    return _Opinion(float(g), rho, noise)
+    return _Opinion(_kindness(expected, told, KIND_SD, FAVOUR_SD, rho), rho, noise)
 
 
 def _favours(expected: Expectation, told: ByArm, opinion: _Opinion) -> dict[str, float]:

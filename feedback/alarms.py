@@ -14,7 +14,9 @@ from feedback.cuts import DRIFT, JUDGE, Alarm
 from feedback.events import JudgeDrift, Reset
 from feedback.state import State
 
-RATINGS_LEFT: Final = 5.0  # a reset leaves as much of the past as so many ratings of today weigh,
+RATINGS_LEFT: Final = (
+    5.0  # a reset leaves as much of the past as so many ratings of today weigh, as they were given,
+)
 JUDGE_FACTOR: Final = (
     0.02  # and where a source drifted this share of what it had said before it drifted the last time
 )

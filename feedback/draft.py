@@ -38,6 +38,8 @@ class Draft:
         self._state = state
         self._sums: dict[ArmSource, _Sums] = {}
         self._detectors: dict[ArmSource, Detector] = {}
+        self._alone: dict[ArmSource, Detector] = {}
+        self._several = state.has_several_sources
         self._pending = {(alarm.arm, alarm.source) for alarm in state.alarms}
         self._as_of, self._added, self._skipped, self._cursor = state.as_of, 0, 0, state.cursor
         self._halving = next_halving(state.cuts, state.rated)
@@ -53,11 +55,12 @@ class Draft:
         state, decision = self._state, event.decision
         key = (decision.arm, event.source)
         detector = self._detectors.get(key) or state.detectors.get(key)
+        alone = self._alone.get(key) or state.alone.get(key)
         k, factor = weight_grid(decision.decided_at)
         if (
             event.old is not None
             or key not in state.ratings
-            or (detector is None and decision.quality_sd)
+            or (decision.quality_sd and (detector is None or (alone is None and self._several)))
             or key in self._pending
             or decision.features != state.features
             or len(decision.x) != state.d
@@ -72,6 +75,8 @@ class Draft:
             if detector.alarm is not None:
                 return False
             self._detectors[key] = detector
+            if alone is not None and self._several:
+                self._alone[key] = alone.alone(event.quality)
         sums = self._sums.get(key)
         if sums is None:
             sums = self._sums[key] = _Sums(state.ratings[key])
@@ -106,4 +111,5 @@ class Draft:
             as_of=self._as_of,
             ratings={**before.ratings, **ratings},
             detectors={**before.detectors, **self._detectors},
+            alone={**before.alone, **self._alone},
         )

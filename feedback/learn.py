@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from bandit.drift import Detector
+from bandit.drift import Detector, confirmed
 from bandit.sources import earlier_self, source_itself
 from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.cuts import JUDGE, RECOVERY, Alarm, ArmSource, Cut, kept, remaining
@@ -161,6 +161,10 @@ def _watched(state: State, key: ArmSource, event: Rated) -> State:
     if sd == 0 or any((alarm.arm, alarm.source) == key for alarm in state.alarms):
         return state
     detector = state.detectors.get(key, Detector()).after(event.quality, mean, sd)
+    if state.has_several_sources:
+        alone = state.alone.get(key, Detector()).alone(event.quality)
+        detector = confirmed(detector, alone)
+        state = changed(state, alone={**state.alone, key: alone})
     state = changed(state, detectors={**state.detectors, key: detector})
     if detector.alarm is None:
         return state
@@ -189,6 +193,7 @@ def _cut(state: State, event: Reset | JudgeDrift) -> State | None:
         state,
         ratings=_moved(state, cut) if cause == JUDGE else _times(state, cut),
         detectors={key: d for key, d in state.detectors.items() if not cut.concerns(key)},
+        alone={key: d for key, d in state.alone.items() if not cut.concerns(key)},
         alarms=tuple(alarm for alarm in state.alarms if not cut.concerns((alarm.arm, alarm.source))),
         cuts=kept((*state.cuts, cut), state.as_of),
     )

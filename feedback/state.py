@@ -30,7 +30,7 @@ from bandit.latency import LatencyStatistics
 from bandit.lengths import LengthSums
 from bandit.posterior import Posterior
 from bandit.prediction import QualityModel, QualityPosterior
-from bandit.sources import ANCHOR, Correction, corrected
+from bandit.sources import ANCHOR, Correction, corrected, source_itself
 from bandit.statistics import CallStatistics, RatingStatistics
 from feedback.cuts import Alarm, ArmSource, Cut
 from feedback.records import MalformedError
@@ -55,7 +55,8 @@ class State:
     epoch. calls: arm -> sums. latencies: arm -> sums as of its last call. lengths: arm -> sums over its answers
     (bandit.lengths). workers: worker -> its last sequence number. skipped: entries that were no event of this version.
     cursor: token of the last entry folded. rated: ratings so far, each counted when it was first given. detectors: (arm,
-    source) -> what its ratings say of drift; alarms: those without an answer; cuts: resets so far.
+    source) -> what its ratings say of drift; alone: the same of the ratings alone, whatever was expected, since there are
+    several sources; alarms: those without an answer; cuts: resets so far.
     entry_prices: arm -> USD per million tokens out when it was first rated, for that is what a prior may read of it.
     """
 
@@ -73,6 +74,7 @@ class State:
     workers: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
     rated: int = 0
     detectors: Mapping[ArmSource, Detector] = field(default_factory=lambda: _EMPTY)
+    alone: Mapping[ArmSource, Detector] = field(default_factory=lambda: _EMPTY)
     alarms: tuple[Alarm, ...] = ()
     cuts: tuple[Cut, ...] = ()
     entry_prices: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
@@ -91,6 +93,7 @@ class State:
             as_of=0.0,
             rated=0,
             detectors=_EMPTY,
+            alone=_EMPTY,
             alarms=(),
             cuts=(),
         )
@@ -98,6 +101,10 @@ class State:
     def read_at(self) -> float:
         """Unix seconds from which ages are counted back: the point of the grid at or after `as_of`."""
         return math.ceil(self.as_of / HALF_LIFE_S * AGE_STEPS) / AGE_STEPS * HALF_LIFE_S
+
+    @property
+    def has_several_sources(self) -> bool:
+        return len({source_itself(source) for _, source in self.ratings}) > 1
 
     def weight_now(self) -> float:
         """What a weight in the sums is as of `read_at()`: a rating weighs 2^-(age / H)."""
@@ -155,6 +162,7 @@ class State:
             "workers": dict(self.workers),
             "rated": self.rated,
             "detectors": [[*key, *astuple(detector)] for key, detector in self.detectors.items()],
+            "alone": [[*key, *astuple(detector)] for key, detector in self.alone.items()],
             "alarms": [astuple(alarm) for alarm in self.alarms],
             "cuts": [astuple(cut) for cut in self.cuts],
             "entry_prices": dict(self.entry_prices),
@@ -197,7 +205,8 @@ class State:
             lengths={arm: _unpack(row, d) for arm, row in zip(arms, rows[len(keys) :], strict=True)},
             workers={str(worker): int(sequence) for worker, sequence in header["workers"].items()},
             rated=int(header["rated"]),
-            detectors={(str(arm), str(source)): _detector(*v) for arm, source, *v in header["detectors"]},
+            detectors=_detectors(header["detectors"]),
+            alone=_detectors(header["alone"]),
             alarms=tuple(Alarm(*values) for values in header["alarms"]),
             cuts=tuple(Cut((int(ms), int(n)), *values) for (ms, n), *values in header["cuts"]),
             entry_prices={str(arm): float(price) for arm, price in header["entry_prices"].items()},
@@ -305,6 +314,10 @@ def _alike(one: tuple[_Told, ...], other: tuple[_Told, ...]) -> bool:
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
     return len(one) == len(other) and all(map(is_, one, other))
+
+
+def _detectors(told: list[Any]) -> dict[ArmSource, Detector]:
+    return {(str(arm), str(source)): _detector(*values) for arm, source, *values in told}
 
 
 def _detector(n: float, offset: float, scatter: float, rises: list[float], drops: list[float]) -> Detector:
