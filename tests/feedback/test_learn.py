@@ -634,6 +634,20 @@ def test_a_change_of_a_rating_that_never_was_before_the_drift_is_skipped() -> No
     ].n == pytest.approx(0.0, abs=1e-12)
 
 
+def test_where_several_sources_rate_an_expectation_that_moves_is_no_drift() -> None:
+    """A judge's ratings stay what they were while it is learned that it is too kind; a drop of them is found all the same."""
+    judged = lived(lived(EMPTY, stream("other", 0.7, 1)), stream("small", 0.7, 200, source="judge:a"))
+    same = [
+        replace(e, decision=expected("small", 0.0, mean=0.4).decision)
+        for e in stream("small", 0.7, 300, source="judge:a", seed=1)
+    ]
+    assert lived(judged, same).alarms == ()
+    alone = lived(EMPTY, stream("small", 0.7, 200, source="judge:a"))
+    assert lived(alone, same).alarms, "what one source expects of itself does not move"
+    (alarm,) = lived(judged, stream("small", 0.4, 100, source="judge:a", seed=1)).alarms
+    assert (alarm.arm, alarm.direction) == ("small", "drop")
+
+
 def test_one_model_that_fails_while_others_hold_is_blamed_itself() -> None:
     steady = stream("middle", 0.7, 420, seed=1), stream("large", 0.7, 420, seed=2)
     failing = stream("small", 0.7, 300) + stream("small", 0.45, 120)
