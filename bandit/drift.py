@@ -20,7 +20,7 @@ there until they do. Everything is scalar IEEE arithmetic (+ - * /), so every re
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 Direction = Literal["rise", "drop"]
@@ -115,12 +115,14 @@ class Detector:
 
 
 def confirmed(detector: Detector, alone: Detector) -> Detector:
-    """The first, begun anew where it alarms and the ratings alone do not lean that way.
+    """The first, its evidence begun anew where it alarms and the ratings alone do not lean that way.
 
     Where several sources rate, what is expected moves while it is learned how they differ (bandit.sources): then it is the
     expectation that has changed, and not the arm.
     """
-    return Detector() if detector.alarm not in (None, alone.leaning) else detector
+    if detector.alarm in (None, alone.leaning):
+        return detector
+    return replace(detector, rises=(0.0, 0.0), drops=(0.0, 0.0))
 
 
 def _stronger(rise: float, drop: float, least: float) -> Direction | None:

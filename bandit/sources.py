@@ -12,15 +12,15 @@ as long as the anchor has said little. The sums are then corrected as they are r
 
     xx <- w rho^2 xx        xr <- w rho (xr - o sum x)        rr <- w (rr - 2 o sum y + o^2 n)        n stays
 
-so nothing is learned anew when the opinion of a judge changes, a withdrawn rating is still exact, and the information of a
-source that tells nothing (rho = 0) is nothing. Three steps, each of which begins with no correction, so that nothing jumps:
+so nothing is learned anew when the opinion of a judge changes, a withdrawn rating is still exact, and of a source that tells
+nothing (rho = 0) nothing is left. Three steps, each of which begins with no correction, so that nothing jumps:
 
 1. What a source said before it drifted is moved by how much kinder it has become, and is the same source's word again.
-2. Sources other than the anchor are moved to that of them with most ratings: without an anchor, they have equal say.
+2. Sources other than the anchor are moved to what they think together: without an anchor, they have equal say.
 3. Where the anchor has spoken, each is corrected to it as above.
 
 What a source thinks is bandit.anchor's fit of its ratings. The error of that, and h, are in all ratings of an arm by another
-at once: for g and rho they count as fewer, 1 / (1 / n + 1 / n' + tau^2 / s2), and as none where only one has rated the arm.
+at once: they count as fewer, 1 / (1 / n + 1 / n' + tau^2 / s2) for g, without h for rho, and as none where only one has rated.
 
 (Regression calibration: Carroll, Ruppert, Stefanski, Crainiceanu, Measurement Error in Nonlinear Models, chapter 4; h_sa as
 a random effect: Robinson, Statistical Science 1991.)
@@ -38,7 +38,6 @@ from bandit.statistics import RatingStatistics
 
 ANCHOR: Final = "user"  # by default
 KIND_SD: Final = 0.1  # of g,
-DRIFT_SD: Final = 0.3  # of the same where it is known to have changed,
 CLEAR_SD: Final = 0.25  # of rho, and
 FAVOUR_SD: Final = 0.05  # of h, before the anchor has said anything
 FAVOUR_SD_MAX: Final = 0.3
@@ -115,13 +114,16 @@ def corrected(
         yield
     others = sorted(source for source in said.told if source != anchor)
     if len(others) > 1:
-        first = max(others, key=lambda source: _count(said.told[source]))
-        expected = Expectation.of(said.told[first], unit)
+        counts = {source: _count(said.told[source]) for source in others}
+        first = max(others, key=counts.__getitem__)
+        expected, kinder = Expectation.of(said.told[first], unit), dict.fromkeys(others, 0.0)
         for source in others:
             if source != first:
-                kinder = _kindness(expected, said.told[source], KIND_SD, FAVOUR_SD)
-                said.correct(source, _less(said.told[source], kinder))
+                kinder[source] = _kindness(expected, said.told[source], KIND_SD, FAVOUR_SD)
                 yield
+        mean = total_of(counts[source] * kinder[source] for source in others) / total_of(counts.values())
+        for source in others:
+            said.correct(source, _less(said.told[source], kinder[source] - mean))
     if anchor in said.told and others:
         expected = Expectation.of(said.told[anchor], unit)
         for source in others:
@@ -169,8 +171,8 @@ def _since(now: ByArm, before: ByArm, unit: float) -> dict[str, Correction]:
     if not now:
         return _less(before, 0.0)
     if _count(now) >= _count(before):
-        return _less(before, _kindness(Expectation.of(now, unit), before, DRIFT_SD, 0.0))
-    return _less(before, -_kindness(Expectation.of(before, unit), now, DRIFT_SD, 0.0))
+        return _less(before, _kindness(Expectation.of(now, unit), before, KIND_SD, 0.0))
+    return _less(before, -_kindness(Expectation.of(before, unit), now, KIND_SD, 0.0))
 
 
 def _kindness(expected: Expectation, told: ByArm, sd: float, apart: float, clarity: float = 1.0) -> float:

@@ -39,7 +39,6 @@ class Draft:
         self._sums: dict[ArmSource, _Sums] = {}
         self._detectors: dict[ArmSource, Detector] = {}
         self._alone: dict[ArmSource, Detector] = {}
-        self._several = state.has_several_sources
         self._pending = {(alarm.arm, alarm.source) for alarm in state.alarms}
         self._as_of, self._added, self._skipped, self._cursor = state.as_of, 0, 0, state.cursor
         self._halving = next_halving(state.cuts, state.rated)
@@ -60,7 +59,7 @@ class Draft:
         if (
             event.old is not None
             or key not in state.ratings
-            or (decision.quality_sd and (detector is None or (alone is None and self._several)))
+            or (decision.quality_sd and (detector is None or alone is None))
             or key in self._pending
             or decision.features != state.features
             or len(decision.x) != state.d
@@ -70,13 +69,11 @@ class Draft:
             or state.rated + self._added >= self._halving
         ):
             return False
-        if detector is not None and decision.quality_sd:
+        if detector is not None and alone is not None and decision.quality_sd:
             detector = detector.after(event.quality, decision.quality_mean, decision.quality_sd)
             if detector.alarm is not None:
                 return False
-            self._detectors[key] = detector
-            if alone is not None and self._several:
-                self._alone[key] = alone.alone(event.quality)
+            self._detectors[key], self._alone[key] = detector, alone.alone(event.quality)
         sums = self._sums.get(key)
         if sums is None:
             sums = self._sums[key] = _Sums(state.ratings[key])

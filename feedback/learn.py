@@ -161,11 +161,10 @@ def _watched(state: State, key: ArmSource, event: Rated) -> State:
     if sd == 0 or any((alarm.arm, alarm.source) == key for alarm in state.alarms):
         return state
     detector = state.detectors.get(key, Detector()).after(event.quality, mean, sd)
+    alone = state.alone.get(key, Detector()).alone(event.quality)
     if state.has_several_sources:
-        alone = state.alone.get(key, Detector()).alone(event.quality)
         detector = confirmed(detector, alone)
-        state = changed(state, alone={**state.alone, key: alone})
-    state = changed(state, detectors={**state.detectors, key: detector})
+    state = changed(state, detectors={**state.detectors, key: detector}, alone={**state.alone, key: alone})
     if detector.alarm is None:
         return state
     return changed(state, alarms=(*state.alarms, Alarm(*key, detector.alarm, state.cursor)))

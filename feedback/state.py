@@ -55,8 +55,8 @@ class State:
     epoch. calls: arm -> sums. latencies: arm -> sums as of its last call. lengths: arm -> sums over its answers
     (bandit.lengths). workers: worker -> its last sequence number. skipped: entries that were no event of this version.
     cursor: token of the last entry folded. rated: ratings so far, each counted when it was first given. detectors: (arm,
-    source) -> what its ratings say of drift; alone: the same of the ratings alone, whatever was expected, since there are
-    several sources; alarms: those without an answer; cuts: resets so far.
+    source) -> what its ratings say of drift; alone: the same of the ratings alone, whatever was expected; alarms: those
+    without an answer; cuts: resets so far.
     entry_prices: arm -> USD per million tokens out when it was first rated, for that is what a prior may read of it.
     """
 
