@@ -3,7 +3,7 @@
 A two-sided Shiryaev-Roberts detector on the innovations u of each (arm, source). Per direction and per assumed shift:
 
     u = r - mu           mu = predicted mean when deciding + learned offset of this source, within [0, 1]
-    R <- (w + R) (1 + lambda u)       for a rise;   1 - lambda u for a drop       lambda = shift / s2, see `_stake`
+    R <- (w + R) (1 + lambda u)       for a rise;   1 - lambda u for a drop       lambda = shift / s2, see `_grown`
     alarm where the mean of R over SHIFTS reaches THRESHOLD
 
 1 + lambda u is the likelihood ratio of a shift of that size where ratings are 0 or 1, and close to it where they are
@@ -20,8 +20,7 @@ there until they do. Everything is scalar IEEE arithmetic (+ - * /), so every re
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 Direction = Literal["rise", "drop"]
 Evidence = tuple[float, float]  # R for each of SHIFTS
@@ -39,11 +38,12 @@ OFFSET_LABELS: Final = 10.0  # pseudo-labels that hold the offset at 0 and the v
 VARIANCE_BEFORE: Final = 0.05
 UNSURE: Final = 0.25  # of the ratings' own variance: an expectation with more is none to hold them to
 MEMORY_LABELS: Final = 1000.0  # over how many labels offset and spread are averaged
+_PRIOR_SCATTER: Final = OFFSET_LABELS * VARIANCE_BEFORE
+_LEAST_VARIANCE: Final = SPREAD_MIN * SPREAD_MIN
 LEANING: Final = 50.0  # likelihood ratio that fewer than one detector in twenty holds by chance at any time
 
 
-@dataclass(frozen=True, slots=True)
-class Detector:
+class Detector(NamedTuple):
     """What is remembered of the innovations of one arm and source. n: labels, up to MEMORY_LABELS; offset: their mean;
     scatter: sum of squares; rises, drops: evidence R of each direction.
     """
@@ -58,21 +58,22 @@ class Detector:
         """The detector after one more rating in [0, 1]. predicted_mean: its expectation when deciding; predicted_sd: how
         unsure that expectation was (a standard deviation, the noise of a rating left out).
         """
-        prior = OFFSET_LABELS * VARIANCE_BEFORE
-        variance = max((prior + self.scatter) / (OFFSET_LABELS + self.n), SPREAD_MIN * SPREAD_MIN)
+        seen, offset = self.n, self.offset
+        variance = (_PRIOR_SCATTER + self.scatter) / (OFFSET_LABELS + seen)
+        variance = max(variance, _LEAST_VARIANCE)
         if predicted_sd * predicted_sd > UNSURE * max(variance, VARIANCE_BEFORE):
             return self
-        mean = min(max(predicted_mean + self.offset, 0.0), 1.0)
+        mean = min(max(predicted_mean + offset, 0.0), 1.0)
         u = quality - mean
-        kept = min(self.n, MEMORY_LABELS - 1.0)
+        kept = min(seen, MEMORY_LABELS - 1.0)
         n = kept + 1.0
         weight = self._weight()
         return Detector(
-            n=n,
-            offset=self.offset + (quality - predicted_mean - self.offset) / (n + OFFSET_LABELS),
-            scatter=(self.scatter * (kept / self.n) if self.n else 0.0) + u * u,
-            rises=_grown(self.rises, weight, u, (variance, mean)),
-            drops=_grown(self.drops, weight, -u, (variance, 1.0 - mean)),
+            n,
+            offset + (quality - predicted_mean - offset) / (n + OFFSET_LABELS),
+            (self.scatter * (kept / seen) if seen else 0.0) + u * u,
+            _grown(self.rises, weight, u, variance, mean),
+            _grown(self.drops, weight, -u, variance, 1.0 - mean),
         )
 
     def _weight(self) -> float:
@@ -106,7 +107,7 @@ class Detector:
         variance = max(self.scatter / self.n, SPREAD_MIN * SPREAD_MIN)
         rise, drop = (
             max(
-                _stake(shift, variance, 1.0) ** 2 * variance / 2.0 * r
+                min(shift / variance, STAKE_MAX) ** 2 * variance / 2.0 * r
                 for shift, r in zip(SHIFTS, evidence, strict=True)
             )
             for evidence in (self.rises, self.drops)
@@ -122,7 +123,7 @@ def confirmed(detector: Detector, alone: Detector) -> Detector:
     """
     if detector.alarm in (None, alone.leaning):
         return detector
-    return replace(detector, rises=(0.0, 0.0), drops=(0.0, 0.0))
+    return detector._replace(rises=(0.0, 0.0), drops=(0.0, 0.0))
 
 
 def _stronger(rise: float, drop: float, least: float) -> Direction | None:
@@ -131,17 +132,15 @@ def _stronger(rise: float, drop: float, least: float) -> Direction | None:
     return "rise" if rise > drop else "drop"
 
 
-def _grown(evidence: Evidence, weight: float, u: float, scale: tuple[float, float]) -> Evidence:
-    """scale: the variance of u, and how far below 0 it can be."""
-    variance, worst = scale
-    first, second = _stake(SHIFTS[0], variance, worst), _stake(SHIFTS[1], variance, worst)
-    return (weight + evidence[0]) * (1.0 + first * u), (weight + evidence[1]) * (1.0 + second * u)
-
-
-def _stake(shift: float, variance: float, worst: float) -> float:
-    """lambda: the best bet on a shift of this size, bounded since u is nowhere below -worst."""
-    best = shift / variance
-    return best if best * worst <= STAKE_MAX else STAKE_MAX / worst
+def _grown(evidence: Evidence, weight: float, u: float, variance: float, worst: float) -> Evidence:
+    """variance: of u; worst: how far below 0 it can be."""
+    first, second = evidence
+    small, large = SHIFTS[0] / variance, SHIFTS[1] / variance  # the best bets on shifts of these sizes,
+    if small * worst > STAKE_MAX:  # bounded since u is nowhere below -worst
+        small = STAKE_MAX / worst
+    if large * worst > STAKE_MAX:
+        large = STAKE_MAX / worst
+    return (weight + first) * (1.0 + small * u), (weight + second) * (1.0 + large * u)
 
 
 def source_drifted(

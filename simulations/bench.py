@@ -137,9 +137,9 @@ def _features_group() -> list[Candidate]:
 def _learning_group() -> list[Candidate]:
     state = _learned_state(["a", "b", "c"])
     x = context_of(Prompt(user=PROMPT)).x
-    prefix = DecisionPrefix("a", x, 1e9, 0.5, TAG, b"p" * 8).encode()
-    entry = bytes([RATED, 0]) + prefix + feedback_tail(0.7, None, "user")
-    batch = [(f"{n}-0:t", entry) for n in range(BATCH)]
+    prefix = DecisionPrefix("a", x, 1e9, 0.5, TAG, b"p" * 8, quality_mean=0.6, quality_sd=0.05).encode()
+    lower, entry = (bytes([RATED, 0]) + prefix + feedback_tail(q, None, "user") for q in (0.5, 0.7))
+    batch = [(f"{n}-0:t", entry if n % 2 else lower) for n in range(BATCH)]
     return [
         (
             "bare rank-one update (d x d outer product and sum)",

@@ -93,7 +93,7 @@ def test_a_digest_tells_states_apart_by_everything_they_hold() -> None:
         replace(state, calls={}),
         replace(state, workers={}),
         replace(state, rated=12),
-        replace(state, detectors={("small", "user"): replace(DETECTOR, drops=(1 / 3, 0.70001))}),
+        replace(state, detectors={("small", "user"): DETECTOR._replace(drops=(1 / 3, 0.70001))}),
         replace(state, alarms=()),
         replace(state, cuts=state.cuts[:1]),
         replace(
