@@ -64,7 +64,7 @@ STEPS: Final[Sequence[tuple[str, Owner, str]]] = (
     ("route and candidates", Pipeline, "_candidates"),
     ("decide: quality of every arm", SharedBaselinePosterior, "draws"),
     ("decide: cost of every arm", CostModel, "expected_usd"),
-    ("decide: wins, floor, newcomers", Thompson, "probabilities"),
+    ("decide: wins, floor, newcomers", Thompson, "weigh"),
     ("decide: sampling, the decision itself", service.pipeline, "decide"),
     ("record", Pipeline, "_record"),
     ("body to the model", service.calls, "_body"),
