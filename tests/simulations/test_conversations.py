@@ -3,7 +3,7 @@
 import numpy as np
 
 from simulations.conversations import TURNS, Played, conversations_of, play, table
-from simulations.datasets import WHEEL, load
+from simulations.datasets import WHEEL, load, take
 from simulations.recorded_server import PromptCache
 
 
@@ -31,7 +31,7 @@ def test_a_conversation_is_of_one_task_and_no_prompt_is_in_two():
 
 
 def test_a_conversation_that_stays_is_billed_most_of_its_prompt_as_cached():
-    data = load(WHEEL)
+    data = take(load(WHEEL), range(0, 3600, 3))  # the gateway learns from all that is not asked
     played = play(data, conversations_of(data, 30, np.random.default_rng(1)), sticky=True)
     assert played.cached > 0.5
     assert played.changes < 0.5

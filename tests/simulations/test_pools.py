@@ -158,9 +158,9 @@ def test_clusters_are_asked_of_all_data_however_short_the_streams(outcomes):
 
 
 def test_the_command_prints_its_tables_and_writes_every_seed(capsys, tmp_path, outcomes):
-    made = [outcomes(60), outcomes(60, seed=1, name="other")]
+    made = [outcomes(30), outcomes(30, seed=1, name="other")]
     out = tmp_path / "out.json"
-    plan = bench_quality.Plan(seeds=2, learn=60, rivals=("linucb", "lints"))
+    plan = bench_quality.Plan(seeds=2, learn=30, rivals=("linucb", "lints"))
     bench_quality.run(made, plan, json_to=out)
     printed, report = capsys.readouterr().out, json.loads(out.read_text())
     for told in (
